@@ -1,0 +1,129 @@
+"""What can go wrong, sorted by what the system does next.
+
+::
+
+    NodeError
+    ├── Rejected        this object can never succeed: stop, keep, report
+    │   ├── GeometryError             slices do not form one volume
+    │   ├── UnsupportedTransferSyntax no decoder for the pixel data
+    │   ├── DamagedInstance           the bytes cannot be read as the object they claim to be
+    │   ├── UnsuitableInput           the model's contract refuses this series
+    │   ├── NoMatchingModel           no routing rule wants this series
+    │   ├── EmptyResult               the model found nothing to segment
+    │   ├── DeliveryRefused           the destination answered with a permanent failure
+    │   └── ModelFault                a model package is missing, altered or broke its contract
+    ├── Quarantined     it may not leave the node: hold for a person
+    │   └── IdentityUnsafe            an identifier would leak, or a reference does not resolve
+    └── Unavailable     try again later
+        ├── OrthancUnavailable
+        ├── PacsUnavailable
+        ├── NotYetProven              delivered, and the destination has not confirmed it yet
+        └── OutOfSpace
+
+Retrying on :class:`Unavailable` is the whole retry policy; no handler reads a message.
+
+A message says what is wrong and where, with tags and keywords; ``remedy`` says what a person can
+do. Neither ever holds a value from the patient: they are stored, logged and shown.
+"""
+
+from __future__ import annotations
+
+
+class NodeError(Exception):
+    """A failure with its cause (``str(error)``) and what a person can do about it (``remedy``)."""
+
+    default_remedy = "See the node's log for this job, then retry it."
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.remedy = remedy or self.default_remedy
+
+
+class Rejected(NodeError):
+    """This object can never succeed as it is: stop, keep it, report why."""
+
+    default_remedy = "Correct the series at its source and send it again."
+
+
+class GeometryError(Rejected):
+    """The instances do not form one evenly spaced volume."""
+
+    default_remedy = "Send the complete series again, or choose a series without gaps or tilt."
+
+
+class UnsupportedTransferSyntax(Rejected):
+    """No decoder here reads the transfer syntax."""
+
+    default_remedy = "Have the sender use Explicit VR Little Endian or a lossless syntax."
+
+
+class DamagedInstance(Rejected):
+    """The bytes cannot be read as the object that they claim to be."""
+
+    default_remedy = "Send the instance again from its source; the received copy is kept."
+
+
+class UnsuitableInput(Rejected):
+    """The model's contract refuses this series."""
+
+    default_remedy = "Choose a series that meets the model's input contract (`segnode models`)."
+
+
+class NoMatchingModel(Rejected):
+    """No routing rule wants this series."""
+
+    default_remedy = "Nothing to do, unless a rule in segnode.toml should have matched."
+
+
+class EmptyResult(Rejected):
+    """The model found nothing to segment, so there is no object to return."""
+
+    default_remedy = "Nothing to do if the anatomy is not in the series; otherwise report the case."
+
+
+class DeliveryRefused(Rejected):
+    """The destination answered with a status that a retry cannot change."""
+
+    default_remedy = "Correct the destination (`segnode pacs check NAME`), then retry the job."
+
+
+class ModelFault(Rejected):
+    """A model package is missing, altered, or broke its own contract."""
+
+    default_remedy = "Reinstall the model folder and check it with `segnode models`."
+
+
+class Quarantined(NodeError):
+    """It may not leave the node: hold it for a person."""
+
+    default_remedy = "Inspect the series in Orthanc; retry only after correcting the cause."
+
+
+class IdentityUnsafe(Quarantined):
+    """An identifier would leak, or a reference does not resolve in the original study."""
+
+
+class Unavailable(NodeError):
+    """Something outside did not answer: try again later."""
+
+    default_remedy = "The node tries again by itself; check that the other system is up."
+
+
+class OrthancUnavailable(Unavailable):
+    """Orthanc did not answer."""
+
+
+class PacsUnavailable(Unavailable):
+    """The destination did not answer, or asked to be tried again later."""
+
+
+class NotYetProven(Unavailable):
+    """The destination has accepted the objects and has not confirmed keeping them."""
+
+    default_remedy = "The node asks again by itself; check storage commitment at the destination."
+
+
+class OutOfSpace(Unavailable):
+    """No room to write."""
+
+    default_remedy = "Free disk space on the node; it then continues by itself."
