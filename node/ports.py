@@ -1,0 +1,98 @@
+"""What a pipeline step needs from outside, as Protocols.
+
+A step is a function of a job and these. ``node.edges`` implements them with a real Orthanc, a
+folder, a PACS; ``segnode process`` implements them with folders alone. A step that needs something
+new says so here first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+class Instances(Protocol):
+    """The received instances, kept by Orthanc. Ids are Orthanc's: hashes, not UIDs."""
+
+    def instances_of_series(self, series_id: str) -> tuple[str, ...]:
+        """Ids of all instances received for the series, in any order."""
+
+    def instance_header(self, instance_id: str) -> bytes:
+        """The instance as a Part 10 stream that may end before its pixel data."""
+
+    def fetch(self, instance_ids: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Each id with its whole Part 10 stream, in the order asked."""
+
+    def metadata(self, instance_id: str) -> Mapping[str, str]:
+        """What Orthanc noted on reception: RemoteAET, RemoteIP, CalledAET, Origin."""
+
+
+class Artifacts(Protocol):
+    """De-identified working data, by name (``<folder>/<file>``)."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Store so that a reader sees all of it or nothing."""
+
+    def get(self, name: str) -> bytes:
+        """The bytes of ``name``; KeyError when there is none."""
+
+    def names(self, prefix: str) -> list[str]:
+        """All names below ``prefix``, sorted."""
+
+    def delete(self, prefix: str) -> None:
+        """Remove everything below ``prefix``; nothing there is no error."""
+
+
+class SealedRecords(Protocol):
+    """The vault as steps use it: encrypted records, kept per pseudonymous study."""
+
+    def seal(self, study: str, record_type: str, data: bytes) -> None:
+        """Encrypt and store, replacing a record of the same type."""
+
+    def open(self, study: str, record_type: str) -> bytes:
+        """Decrypt and authenticate one record."""
+
+    def delete(self, study: str, record_type: str) -> None:
+        """Remove one record; none there is no error."""
+
+
+@dataclass(frozen=True)
+class StoreStatus:
+    """How a destination answered one instance (PS3.4 B.2.3, PS3.18 10.5)."""
+
+    sop_instance_uid: str
+    status: int
+    accepted: bool
+    meaning: str
+
+
+class Pacs(Protocol):
+    """One destination, by DIMSE or DICOMweb."""
+
+    def echo(self) -> None:
+        """Return when the destination answers; PacsUnavailable or DeliveryRefused otherwise."""
+
+    def store(self, instances: Sequence[bytes]) -> tuple[StoreStatus, ...]:
+        """Send Part 10 streams; one status each, in order. PacsUnavailable: try again."""
+
+    def find_instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
+        """SOP Instance UIDs that the destination says it holds of that series."""
+
+
+@dataclass(frozen=True)
+class CommitmentReport:
+    """What is known of one storage commitment transaction (PS3.4 Annex J)."""
+
+    status: Literal["pending", "success", "failure", "lost"]
+    failed_sop_instance_uids: tuple[str, ...] = ()
+
+
+class StorageCommitment(Protocol):
+    """Storage commitment asked in the name of the AE title that the PACS knows: Orthanc's."""
+
+    def request_commitment(self, destination: str, references: Sequence[tuple[str, str]]) -> str:
+        """Ask for (SOP Class UID, SOP Instance UID) pairs; the transaction's id."""
+
+    def commitment(self, transaction_id: str) -> CommitmentReport:
+        """The state of a transaction; ``lost`` when nobody knows it any more."""
