@@ -1,0 +1,201 @@
+"""A job: one series, one model, eight steps, and the table of what may happen to it.
+
+The ledger stores jobs; nothing else decides. States map one to one onto the states of a Unified
+Procedure Step (PS3.4 2026b CC.1.1), so that UPS-RS can be offered without a new state machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from node.errors import Unavailable
+
+
+class StepName(StrEnum):
+    """The eight steps, in order (``node.pipeline.STEPS`` says what each is for)."""
+
+    RECEIVE = "receive"
+    ROUTE = "route"
+    DEIDENTIFY = "deidentify"
+    INFER = "infer"
+    ENCODE = "encode"
+    REIDENTIFY = "reidentify"
+    DELIVER = "deliver"
+    CONFIRM = "confirm"
+
+    @property
+    def next(self) -> StepName | None:
+        """The step after this one; None after the last."""
+        steps = list(StepName)
+        position = steps.index(self) + 1
+        return steps[position] if position < len(steps) else None
+
+
+class State(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"  #: the next step may start now
+    RUNNING = "running"  #: a worker holds the lease of a step
+    WAITING = "waiting"  #: something outside did not answer; the next try has a time
+    CONFIRMED = "confirmed"  #: every destination has proven that it holds the result
+    REJECTED = "rejected"  #: can never succeed as it is; kept, with cause and remedy
+    QUARANTINED = "quarantined"  #: may not leave the node; a person decides
+    FAILED = "failed"  #: attempts used up, or a fault of ours; a person may retry
+    CANCELED = "canceled"  #: a person stopped it
+    SUPERSEDED = "superseded"  #: late instances made a newer job of the same series
+
+
+class Event(StrEnum):
+    """What can happen to a job."""
+
+    CLAIM = "claim"
+    STEP_DONE = "step done"
+    LAST_STEP_DONE = "last step done"
+    UNAVAILABLE = "unavailable"
+    ATTEMPTS_USED_UP = "attempts used up"
+    REJECT = "reject"
+    QUARANTINE = "quarantine"
+    FAULT = "fault"
+    LEASE_RAN_OUT = "lease ran out"
+    RETRY = "retry"
+    CANCEL = "cancel"
+    SUPERSEDE = "supersede"
+
+
+_OPEN = (State.QUEUED, State.RUNNING, State.WAITING)
+_HELD = (State.REJECTED, State.QUARANTINED, State.FAILED, State.CANCELED)
+
+#: (state, event) → state. What is not here cannot happen.
+TRANSITIONS: Mapping[tuple[State, Event], State] = {
+    (State.QUEUED, Event.CLAIM): State.RUNNING,
+    (State.WAITING, Event.CLAIM): State.RUNNING,
+    (State.RUNNING, Event.STEP_DONE): State.QUEUED,
+    (State.RUNNING, Event.LAST_STEP_DONE): State.CONFIRMED,
+    (State.RUNNING, Event.UNAVAILABLE): State.WAITING,
+    (State.RUNNING, Event.ATTEMPTS_USED_UP): State.FAILED,
+    (State.RUNNING, Event.REJECT): State.REJECTED,
+    (State.RUNNING, Event.QUARANTINE): State.QUARANTINED,
+    (State.RUNNING, Event.FAULT): State.FAILED,
+    (State.RUNNING, Event.LEASE_RAN_OUT): State.QUEUED,
+    **{(state, Event.RETRY): State.QUEUED for state in (*_HELD, State.WAITING)},
+    **{(state, Event.CANCEL): State.CANCELED for state in (*_OPEN, *_HELD[:3])},
+    **{(state, Event.SUPERSEDE): State.SUPERSEDED for state in (*_OPEN, *_HELD)},
+}
+
+#: PS3.4 CC.1.1-2. A quarantined job is in progress: a person still has to act on it.
+UPS_STATES: Mapping[State, str] = {
+    State.QUEUED: "SCHEDULED",
+    State.RUNNING: "IN PROGRESS",
+    State.WAITING: "IN PROGRESS",
+    State.QUARANTINED: "IN PROGRESS",
+    State.CONFIRMED: "COMPLETED",
+    State.REJECTED: "CANCELED",
+    State.FAILED: "CANCELED",
+    State.CANCELED: "CANCELED",
+    State.SUPERSEDED: "CANCELED",
+}
+
+
+def after(state: State, event: Event) -> State | None:
+    """The state that ``event`` leads to, or None when it cannot happen in ``state``."""
+    return TRANSITIONS.get((state, event))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One series on its way through one model.
+
+    ``series_id``, ``study_id`` and ``instance_ids`` are Orthanc's identifiers (SHA-1 hashes), never
+    UIDs. ``facts`` is what finished steps leave for later ones: plain JSON, without any value from
+    the patient (original UIDs included).
+    """
+
+    id: str
+    series_id: str
+    study_id: str
+    instance_ids: tuple[str, ...]
+    step: StepName = StepName.RECEIVE
+    state: State = State.QUEUED
+    attempt: int = 0
+    model: str = ""
+    model_digest: str = ""
+    rule: str = ""
+    rule_version: str = ""
+    destinations: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    cause: str = ""
+    remedy: str = ""
+    error: str = ""
+    progress: float = 0.0
+    created_at: float = 0.0
+    updated_at: float = 0.0
+    next_try_at: float | None = None
+
+    @property
+    def key(self) -> str:
+        """What makes this job the same job: instances, model and rule (hexadecimal SHA-256)."""
+        return job_key(self.series_id, self.instance_ids, self.model_digest, self.rule_version)
+
+
+def job_key(
+    series_id: str, instance_ids: Iterable[str], model_digest: str, rule_version: str
+) -> str:
+    """Hash what a result depends on; result UIDs are derived from it, so a rerun makes no twin."""
+    parts = [series_id, model_digest, rule_version, *sorted(instance_ids)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A rule that wants a series: its model, and where the results go."""
+
+    rule: str
+    rule_version: str
+    model: str
+    model_digest: str
+    destinations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Done:
+    """The step is finished; ``facts`` are added to the job's."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Route is finished: the job takes the first wish, one new job is made of each other."""
+
+    wishes: tuple[Wish, ...]
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    """Another zone works on the step now; its message will finish it."""
+
+
+@dataclass(frozen=True)
+class NotYet:
+    """The step has got somewhere (``facts``) and waits for something outside."""
+
+    reason: Unavailable
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+Outcome = Done | Routed | HandedOver | NotYet
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try of one step, as the ledger remembers it."""
+
+    step: StepName
+    attempt: int
+    started_at: float
+    ended_at: float | None
+    outcome: str
