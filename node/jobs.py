@@ -149,6 +149,10 @@ def job_key(
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+#: The rule, and its version, of a job that a person asked for in the console.
+BY_HAND = "by hand"
+
+
 @dataclass(frozen=True)
 class Wish:
     """A rule that wants a series: its model, and where the results go."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from node.jobs import Event, Job, StepName, Wish
 
 
 class Instances(Protocol):
@@ -96,3 +98,34 @@ class StorageCommitment(Protocol):
 
     def commitment(self, transaction_id: str) -> CommitmentReport:
         """The state of a transaction; ``lost`` when nobody knows it any more."""
+
+
+class Leases(Protocol):
+    """The part of the ledger that a running step needs."""
+
+    def claim(self, job_id: str, step: StepName, lease_s: float) -> Job | None:
+        """Take the step; None when someone else has it, or it is past."""
+
+    def extend(self, job: Job, lease_s: float, progress: float | None = None) -> bool:
+        """Keep the lease; False when it is no longer ours."""
+
+    def finish(self, job: Job, facts: Mapping[str, Any]) -> Job | None:
+        """The step is done, the next one is due; None when it was no longer ours."""
+
+    def fork(self, job: Job, wishes: Sequence[Wish]) -> list[Job]:
+        """Route is done: one job for each wish."""
+
+    def wait(
+        self,
+        job: Job,
+        *,
+        cause: str,
+        remedy: str,
+        error: str,
+        delay_s: float,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Try the step again after a while."""
+
+    def end(self, job: Job, event: Event, *, cause: str, remedy: str, error: str) -> None:
+        """Stop the job, with its cause and remedy."""

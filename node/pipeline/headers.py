@@ -1,0 +1,33 @@
+"""Headers of received instances, read without their pixel data."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+
+from node.errors import DamagedInstance
+from node.ports import Instances
+
+
+def read_header(data: bytes) -> Dataset:
+    """Everything before the pixel data of a Part 10 stream.
+
+    Raises
+    ------
+    DamagedInstance
+        The bytes are no DICOM object.
+    """
+    try:
+        return dcmread(io.BytesIO(data), stop_before_pixels=True)
+    except (InvalidDicomError, EOFError, ValueError, NotImplementedError) as error:
+        raise DamagedInstance(
+            f"An instance cannot be read as DICOM ({type(error).__name__})"
+        ) from None
+
+
+def read_headers(instances: Instances, instance_ids: Sequence[str]) -> list[Dataset]:
+    """The headers of several instances, in the order asked."""
+    return [read_header(instances.instance_header(one)) for one in instance_ids]

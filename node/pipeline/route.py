@@ -1,0 +1,181 @@
+"""Route: which models want this series? One job for each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+from pydicom import Dataset
+from pydicom.multival import MultiValue
+
+from node.errors import NoMatchingModel, UnsuitableInput
+from node.imaging.volume import check_geometry
+from node.jobs import Job, Routed, Wish
+from node.pipeline.headers import read_headers
+from node.ports import Instances
+from node.sdk import ModelManifest
+from node.settings import Condition, Rule
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a rule may ask about the slices of a series; None where the headers do not say."""
+
+    slice_count: int
+    slice_thickness_mm: float | None
+    slice_spacing_mm: float | None
+
+
+def route(
+    job: Job,
+    *,
+    instances: Instances,
+    rules: Sequence[Rule],
+    match_all: bool,
+    models: Mapping[str, ModelManifest],
+) -> Routed:
+    """The wishes of the rules that match, or of the person who asked for this job.
+
+    Every model that is wished for must be able to take the series: its input contract and the
+    geometry are checked on the headers, before anything is computed.
+
+    Raises
+    ------
+    NoMatchingModel
+        No rule matches; the cause names the condition of each rule that failed first.
+    UnsuitableInput, GeometryError
+        A rule matches, and its model cannot take the series.
+    """
+    headers = read_headers(instances, job.instance_ids)
+    if "wish" in job.facts:
+        wishes = [Wish(**{**job.facts["wish"], "destinations": tuple(job.destinations)})]
+    else:
+        wishes = [_wish(rule, models) for rule in matching_rules(headers, rules, match_all)]
+    for wish in wishes:
+        manifest = models[wish.model]
+        refusal = manifest.refusal(headers)
+        if refusal:
+            raise UnsuitableInput(f"Model {manifest.name} cannot take this series: {refusal}")
+    check_geometry(headers)
+    return Routed(tuple(wishes))
+
+
+def matching_rules(
+    headers: Sequence[Dataset], rules: Sequence[Rule], match_all: bool
+) -> list[Rule]:
+    """The first rule, or all rules, whose every condition holds; highest priority first."""
+    geometry = geometry_of(headers)
+    found, missed = [], []
+    for rule in sorted(rules, key=lambda rule: -rule.priority):
+        failed = next((c for c in rule.when if not _holds(c, headers[0], geometry)), None)
+        if failed is None:
+            found.append(rule)
+            if not match_all:
+                break
+        else:
+            missed.append(f"rule {rule.name}: {_in_words(failed)}")
+    if not found:
+        raise NoMatchingModel(
+            "No rule wants this series (" + ("; ".join(missed) or "there are no rules") + ")"
+        )
+    return found
+
+
+def rule_version(rule: Rule) -> str:
+    """Twelve hexadecimal digits that change when the rule does."""
+    written = json.dumps(rule.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(written.encode()).hexdigest()[:12]
+
+
+def geometry_of(headers: Sequence[Dataset]) -> Geometry:
+    """Slice count, thickness and median spacing along the slice normal, in millimetres."""
+    return Geometry(
+        slice_count=len(headers),
+        slice_thickness_mm=_number(headers[0].get("SliceThickness")),
+        slice_spacing_mm=_spacing_mm(headers),
+    )
+
+
+def _wish(rule: Rule, models: Mapping[str, ModelManifest]) -> Wish:
+    return Wish(
+        rule=rule.name,
+        rule_version=rule_version(rule),
+        model=rule.model,
+        model_digest=models[rule.model].digest,
+        destinations=rule.destinations,
+    )
+
+
+def _holds(condition: Condition, header: Dataset, geometry: Geometry) -> bool:
+    if condition.geometry:
+        value = getattr(geometry, condition.geometry)
+        values = [] if value is None else [value]
+    else:
+        assert condition.tag is not None  # noqa: S101 - the settings see to it
+        values = _values(header.get(condition.tag))
+    if condition.present is not None and condition.present != bool(values):
+        return False
+    tests = condition.model_dump(
+        include={"equals", "one_of", "none_of", "at_least", "at_most", "matches"},
+        exclude_none=True,
+    )
+    if "none_of" in tests:
+        unwanted = tests.pop("none_of")
+        if any(_same(value, other) for value in values for other in unwanted):
+            return False
+    return not tests or any(_passes(value, tests) for value in values)
+
+
+def _passes(value: Any, tests: Mapping[str, Any]) -> bool:
+    """Whether one value of the attribute passes all tests (multi-valued: one value suffices)."""
+    number = _number(value)
+    return (
+        ("equals" not in tests or _same(value, tests["equals"]))
+        and ("one_of" not in tests or any(_same(value, other) for other in tests["one_of"]))
+        and ("at_least" not in tests or (number is not None and number >= tests["at_least"]))
+        and ("at_most" not in tests or (number is not None and number <= tests["at_most"]))
+        and ("matches" not in tests or re.fullmatch(tests["matches"], str(value)) is not None)
+    )
+
+
+def _same(value: Any, wanted: str | float) -> bool:
+    if isinstance(wanted, str):
+        return str(value) == wanted
+    return _number(value) == float(wanted)
+
+
+def _values(value: Any) -> list[Any]:
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, MultiValue | list | tuple) else [value]
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _spacing_mm(headers: Sequence[Dataset]) -> float | None:
+    if len(headers) < 2 or any("ImagePositionPatient" not in header for header in headers):
+        return None
+    orientation = np.asarray(headers[0].get("ImageOrientationPatient") or (), dtype=float)
+    if orientation.shape != (6,):
+        return None
+    normal = np.cross(orientation[:3], orientation[3:])
+    along = sorted(float(np.dot(normal, header.ImagePositionPatient)) for header in headers)
+    return median(b - a for a, b in zip(along[:-1], along[1:], strict=True))
+
+
+def _in_words(condition: Condition) -> str:
+    """The condition that failed: what was wanted, never what the series has."""
+    tests = condition.model_dump(exclude={"tag", "geometry"}, exclude_none=True)
+    wanted = ", ".join(f"{name} {value}" for name, value in tests.items())
+    return f"{condition.tag or condition.geometry} must be {wanted}"

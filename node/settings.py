@@ -1,0 +1,295 @@
+"""Everything that can be set, as one frozen typed object.
+
+Read from ``segnode.toml`` (or the file that ``SEGNODE_CONFIG`` names) and from environment
+variables, which win: ``SEGNODE_DICOM__PORT=11112`` sets ``port`` of ``[dicom]``. A bad value stops
+the start and names its field. ``segnode.example.toml`` documents every setting.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+from pydicom.datadict import tag_for_keyword
+
+from node.errors import NodeError
+
+_T = TypeVar("_T")
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+#: PS3.5 6.2: at most 16 characters of the default repertoire, no backslash, no control character.
+AeTitle = Annotated[str, Field(pattern=r"^(?! )[\x20-\x5b\x5d-\x7e]{1,16}(?<! )$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+
+
+class BadSettings(NodeError):
+    """The configuration cannot be used; the message lists each field and what is wrong."""
+
+    default_remedy = "Correct the file; segnode.example.toml documents every setting."
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _known_keyword(keyword: str) -> str:
+    if tag_for_keyword(keyword) is None:
+        raise ValueError(f"{keyword!r} is not the keyword of a DICOM attribute (PS3.6)")
+    return keyword
+
+
+Keyword = Annotated[str, AfterValidator(_known_keyword)]
+
+
+class Dicom(_Section):
+    """The node as the hospital sees it."""
+
+    ae_title: AeTitle = "SEGNODE"
+    port: Port = 4242
+
+
+class Orthanc(_Section):
+    """The Orthanc that receives. Its HTTP listens on loopback only."""
+
+    http_port: Port = 8042
+    url: str | None = None  # where another host or container runs it
+    launcher: Path = Path("deploy/run-orthanc")
+    configuration: Path = Path("orthanc.json")
+    bridge: Path = Path("plugins/orthanc_bridge")
+
+
+class Broker(_Section):
+    """Redis. The node starts its own unless ``url`` names one."""
+
+    port: Port = 6399
+    url: str | None = None
+
+
+class Console(_Section):
+    """The HTTP interface behind the pages in Orthanc's console; loopback only."""
+
+    port: Port = 8043
+    host: str = "127.0.0.1"
+
+
+class Receive(_Section):
+    """When a series counts as complete."""
+
+    quiet_s: Annotated[float, Field(ge=0.2)] = 10.0
+    poll_s: Annotated[float, Field(ge=0.05)] = 1.0
+
+
+class Deidentify(_Section):
+    """What a site adds to the PS3.15 basic profile, and whose vault it is."""
+
+    recipe: Path | None = None
+    tenant: Name = "hospital"
+
+
+class Workers(_Section):
+    """How many steps run at once."""
+
+    hospital_processes: Annotated[int, Field(ge=1)] = 2
+    compute_processes: Annotated[int, Field(ge=1)] = 1
+    compute_threads: Annotated[int, Field(ge=1)] = Field(
+        default_factory=lambda: os.cpu_count() or 1
+    )
+
+
+class DicomPeer(_Section):
+    """A PACS or modality: may send to the node from ``host``, and take results at ``port``."""
+
+    name: Name
+    ae_title: AeTitle
+    host: str
+    port: Port
+    may_send: bool = True
+    storage_commitment: bool = True
+
+
+class DicomWebPeer(_Section):
+    """A destination that takes results by STOW-RS."""
+
+    name: Name
+    url: str
+    username: str | None = None
+    password_file: Path | None = None
+    certificate_authority: Path | None = None
+
+
+class Condition(_Section):
+    """One typed condition: exactly one of tag or geometry, and at least one test of its value."""
+
+    tag: Keyword | None = None
+    geometry: Literal["slice_count", "slice_thickness_mm", "slice_spacing_mm"] | None = None
+    equals: str | float | None = None
+    one_of: tuple[str | float, ...] | None = None
+    none_of: tuple[str | float, ...] | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    matches: str | None = None  # a regular expression, over the whole value
+    present: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_subject_some_test(self) -> Condition:
+        if (self.tag is None) == (self.geometry is None):
+            raise ValueError("give exactly one of `tag` and `geometry`")
+        tests = (
+            self.equals, self.one_of, self.none_of, self.at_least, self.at_most,
+            self.matches, self.present,
+        )  # fmt: skip
+        if all(test is None for test in tests):
+            raise ValueError(
+                "give at least one of equals, one_of, none_of, at_least, at_most, matches, present"
+            )
+        if self.matches is not None:
+            try:
+                re.compile(self.matches)
+            except re.error as error:
+                raise ValueError(f"`matches` is no regular expression: {error}") from None
+        return self
+
+
+class Rule(_Section):
+    """Which series go to which model, and where the results go (``sender``: back)."""
+
+    name: Name
+    model: Name
+    priority: int = 0  # higher first; among equals the order of the file
+    destinations: tuple[Name, ...] = ("sender",)
+    when: Annotated[tuple[Condition, ...], Field(min_length=1)]
+
+
+class Routing(_Section):
+    """Whether a series goes to the first rule that matches, or to all of them."""
+
+    match: Literal["first", "all"] = "first"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Paths are relative to the working directory."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="SEGNODE_", env_nested_delimiter="__"
+    )
+
+    var_dir: Path = Path("var")
+    models_dir: Path = Path("models")
+    secrets_dir: Path | None = None  # default: <var_dir>/secrets
+    artifacts_dir: Path | None = None  # default: <var_dir>/artifacts
+    vault_dir: Path | None = None  # default: <var_dir>/vault
+    ledger_url: str | None = None  # default: SQLite at <var_dir>/ledger.sqlite
+    dicom: Dicom = Dicom()
+    orthanc: Orthanc = Orthanc()
+    broker: Broker = Broker()
+    console: Console = Console()
+    receive: Receive = Receive()
+    deidentify: Deidentify = Deidentify()
+    workers: Workers = Workers()
+    routing: Routing = Routing()
+    dicom_peers: tuple[DicomPeer, ...] = ()
+    dicomweb_peers: tuple[DicomWebPeer, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_are_known_and_unique(self) -> Settings:
+        names = [peer.name for peer in self.dicom_peers]
+        names += [peer.name for peer in self.dicomweb_peers]
+        _unique("peer", names)
+        _unique("rule", [rule.name for rule in self.rules])
+        for number, rule in enumerate(self.rules):
+            for destination in rule.destinations:
+                if destination not in (*names, "sender"):
+                    raise ValueError(
+                        f"rules.{number} ({rule.name}): destination {destination!r} is no peer"
+                    )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment before file before defaults."""
+        file = Path(os.environ.get("SEGNODE_CONFIG", "segnode.toml"))
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+
+    def folder(self, name: Literal["secrets", "artifacts", "vault"]) -> Path:
+        """The folder of secrets, artifacts or vault: as set, or below ``var_dir``."""
+        chosen: Path | None = getattr(self, f"{name}_dir")
+        return chosen or self.var_dir / name
+
+    @property
+    def ledger(self) -> str:
+        """SQLAlchemy URL of the ledger."""
+        return self.ledger_url or f"sqlite:///{(self.var_dir / 'ledger.sqlite').absolute()}"
+
+    @property
+    def orthanc_url(self) -> str:
+        """Where Orthanc's REST interface answers."""
+        return self.orthanc.url or f"http://127.0.0.1:{self.orthanc.http_port}"
+
+
+class ComputeSettings(BaseSettings):
+    """All that a compute worker knows: a broker, a folder of artifacts, a folder of models."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="SEGNODE_COMPUTE_")
+
+    broker_url: str
+    artifacts_dir: Path
+    models_dir: Path
+    threads: Annotated[int, Field(ge=1)] = 1
+
+
+def load() -> Settings:
+    """The settings of this process.
+
+    Raises
+    ------
+    BadSettings
+        A value cannot be used, or a setting is unknown.
+    """
+    return _explained(Settings)
+
+
+def load_compute() -> ComputeSettings:
+    """The settings of a compute worker, from its environment alone."""
+    return _explained(ComputeSettings)
+
+
+def _explained(make: Callable[[], _T]) -> _T:
+    try:
+        return make()
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}"
+            for problem in error.errors(include_input=False, include_url=False)
+        ]
+        raise BadSettings("The settings cannot be used:\n" + "\n".join(lines)) from None
+
+
+def _unique(kind: str, names: list[Any]) -> None:
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"two {kind}s are called {sorted(twice)[0]!r}")
