@@ -82,6 +82,8 @@ _JOB_FIELDS = tuple(f.name for f in fields(Job))
 
 #: A wake-up that brought nobody is sent again after this long: the broker may have lost it.
 RESEND_S = 30.0
+#: Who ends a step wakes the next one itself; the sweeper does it if that has not happened by then.
+_WAKE_GRACE_S = 2.0
 
 
 class NotPossible(ValueError):
@@ -207,7 +209,7 @@ class Ledger:
             self._happen(
                 tx, job, event, step=following or job.step, attempt=0,
                 facts={**job.facts, **facts}, progress=0.0 if following else 1.0,
-                wake_at=self._clock() if following else None,
+                wake_at=self._clock() + _WAKE_GRACE_S if following else None,
                 cause="", remedy="", error="",
             )  # fmt: skip
         return self.job(job.id)
@@ -230,7 +232,7 @@ class Ledger:
             first, *others = open_wishes
             self._happen(
                 tx, _for_wish(job, first), Event.STEP_DONE,
-                step=StepName.DEIDENTIFY, attempt=0, wake_at=self._clock(),
+                step=StepName.DEIDENTIFY, attempt=0, wake_at=self._clock() + _WAKE_GRACE_S,
             )  # fmt: skip
             for wish in others:
                 twin = replace(
@@ -389,7 +391,7 @@ class Ledger:
         row |= {
             "instance_ids": list(job.instance_ids), "destinations": list(job.destinations),
             "facts": dict(job.facts), "key": job.key, "instance_set": _set_of(job),
-            "created_at": now, "updated_at": now, "wake_at": now,
+            "created_at": now, "updated_at": now, "wake_at": now + _WAKE_GRACE_S,
         }  # fmt: skip
         tx.execute(sa.insert(_jobs).values(**row))
 

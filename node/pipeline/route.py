@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -171,7 +172,7 @@ def _spacing_mm(headers: Sequence[Dataset]) -> float | None:
         return None
     normal = np.cross(orientation[:3], orientation[3:])
     along = sorted(float(np.dot(normal, header.ImagePositionPatient)) for header in headers)
-    return median(b - a for a, b in zip(along[:-1], along[1:], strict=True))
+    return median(after - before for before, after in pairwise(along))
 
 
 def _in_words(condition: Condition) -> str:
