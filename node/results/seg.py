@@ -1,0 +1,235 @@
+"""A label map becomes a DICOM Segmentation that viewers show in the right place.
+
+Everything here is pseudonymous: the source headers are de-identified, and the result is a valid
+object of its own before anybody is re-identified.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code as DicomCode
+from pydicom.uid import ExplicitVRLittleEndian
+
+from node.errors import EmptyResult, ModelFault
+from node.results.placement import check_frames
+from node.results.source import SourceSeries
+from node.results.uids import ResultIdentity
+from node.sdk import Code, Segment
+
+MANUFACTURER = "segnode"
+CONTENT_LABEL = "AI_SEGMENTATION"
+ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """The model behind a result, so that a reader can tell which one it was.
+
+    Attributes
+    ----------
+    name, version
+        As the model's manifest states them, ASCII.
+    digest
+        SHA-256 of the model package (manifest and weights), 64 hexadecimal digits: as long as a
+        value of SoftwareVersions may be.
+    family
+        What kind of algorithm, of CID 7162.
+    """
+
+    name: str
+    version: str
+    digest: str
+    family: Code = ARTIFICIAL_INTELLIGENCE
+
+
+def encode_seg(
+    labels: NDArray[np.uint8],
+    source_instances: Sequence[Dataset],
+    segments: Sequence[Segment],
+    algorithm: Algorithm,
+    identity: ResultIdentity,
+) -> Dataset:
+    """The label map as one BINARY Segmentation on the grid of its source, checked for placement.
+
+    Parameters
+    ----------
+    labels
+        uint8, shape (slices, rows, columns): 0, or the number of a segment.
+    source_instances
+        Headers of one de-identified single-frame series, ``source_instances[i]`` being the slice
+        of ``labels[i]``. Pixel data is not needed. They are not changed.
+    segments
+        What each label means, numbered 1, 2, 3 … A segment without voxels keeps its item: that it
+        is absent is a result.
+
+    Returns
+    -------
+    Dataset
+        With file meta (Explicit VR Little Endian), empty frames left out, every frame derived from
+        the source instance at its own position. The same arguments give the same bytes.
+
+    Raises
+    ------
+    EmptyResult
+        No voxel is labelled.
+    ModelFault
+        The label map has another grid than the source, or labels that no segment describes.
+    GeometryError
+        The source instances are not one stack of parallel, distinct slices.
+    Quarantined
+        The finished object would show a mask on another slice than its own.
+
+    References
+    ----------
+    PS3.3 2026b A.51 (Segmentation IOD), C.8.20.2 (Segmentation Image), C.8.20.4 (Segment
+    Description); IHE RAD AIR 6.5.3 (segmentation results).
+    """
+    source = SourceSeries.of(source_instances)
+    _check_labels(labels, source.shape, segments)
+    segmentation = _build(labels, source, segments, algorithm, identity)
+    _complete(segmentation, source.headers[0], algorithm)
+    _remove_chance(segmentation, identity)
+    written = _write_and_read(segmentation)
+    check_frames(written, labels, source.headers)
+    return written
+
+
+def _build(
+    labels: NDArray[np.uint8],
+    source: SourceSeries,
+    segments: Sequence[Segment],
+    algorithm: Algorithm,
+    identity: ResultIdentity,
+) -> Dataset:
+    with warnings.catch_warnings():
+        # highdicom comments on the form of PatientName, and prints it.
+        warnings.simplefilter("ignore", UserWarning)
+        return hd.seg.Segmentation(
+            source_images=source.headers,
+            pixel_array=labels,
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[_describe(segment, algorithm, identity) for segment in segments],
+            series_instance_uid=identity.series_instance_uid,
+            series_number=identity.series_number,
+            sop_instance_uid=identity.sop_instance_uid,
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=algorithm.name,
+            software_versions=identity.software_version,
+            # Type 1 in Enhanced General Equipment; of software, the package is what is unique.
+            device_serial_number=algorithm.digest[:16],
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+            omit_empty_frames=True,
+            contributing_equipment=[_processing_equipment(algorithm, identity)],
+            content_label=CONTENT_LABEL,
+            content_description=f"{algorithm.name} {algorithm.version}"[:64],
+            series_description=identity.series_description,
+            series_date=identity.created.date(),
+            series_time=identity.created.time(),
+            content_date=identity.created.date(),
+            content_time=identity.created.time(),
+            # Not the source's: highdicom copies it, and names in another script turn into '??'.
+            specific_character_set="ISO_IR 192",
+        )
+
+
+def _check_labels(
+    labels: NDArray[np.uint8], shape: tuple[int, int, int], segments: Sequence[Segment]
+) -> None:
+    if labels.dtype != np.uint8 or labels.shape != shape:
+        raise ModelFault(
+            f"The label map is {labels.dtype} {labels.shape}; its source series needs uint8 {shape}"
+        )
+    numbers = [segment.number for segment in segments]
+    if numbers != list(range(1, len(segments) + 1)):
+        raise ModelFault("Segments must be numbered 1, 2, 3 and so on, in that order")
+    highest = int(labels.max())
+    if highest == 0:
+        raise EmptyResult("No voxel is labelled, so there is nothing to encode")
+    if highest > len(segments):
+        raise ModelFault(f"The label map holds label {highest}; the model describes {numbers}")
+
+
+def _describe(
+    segment: Segment, algorithm: Algorithm, identity: ResultIdentity
+) -> hd.seg.SegmentDescription:
+    return hd.seg.SegmentDescription(
+        segment_number=segment.number,
+        segment_label=segment.label,
+        segmented_property_category=_dicom_code(segment.category),
+        segmented_property_type=_dicom_code(segment.type),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name=algorithm.name,
+            version=algorithm.version,
+            family=_dicom_code(algorithm.family),
+            source=MANUFACTURER,
+            parameters={"package_sha256": algorithm.digest},
+        ),
+        tracking_uid=identity.uid(f"tracking:{segment.number}"),
+        tracking_id=f"{algorithm.name} {segment.label}",
+        display_color=hd.color.CIELabColor.from_rgb(*segment.colour),
+    )
+
+
+def _processing_equipment(
+    algorithm: Algorithm, identity: ResultIdentity
+) -> hd.ContributingEquipment:
+    """What IHE AIR asks of a result's maker: who computed it, with which version."""
+    return hd.ContributingEquipment(
+        manufacturer=MANUFACTURER,
+        purpose_of_reference=codes.DCM.ProcessingEquipment,
+        manufacturer_model_name=algorithm.name,
+        software_versions=[identity.software_version, algorithm.version, algorithm.digest],
+        contribution_datetime=identity.created,
+        contribution_description="Segmentation by an algorithm, without a human in the loop",
+    )
+
+
+def _complete(segmentation: Dataset, source: Dataset, algorithm: Algorithm) -> None:
+    """Add what highdicom has no argument for, or only one value of."""
+    segmentation.SoftwareVersions = [
+        segmentation.SoftwareVersions,
+        algorithm.version,
+        algorithm.digest,
+    ]
+    for keyword in ("BodyPartExamined", "Laterality"):
+        if source.get(keyword):
+            segmentation.add(source[keyword])
+
+
+def _remove_chance(segmentation: Dataset, identity: ResultIdentity) -> None:
+    """Replace what highdicom drew at random or read from the clock."""
+    organization = identity.uid("dimension organization")
+    for item in segmentation.DimensionOrganizationSequence:
+        item.DimensionOrganizationUID = organization
+    for item in segmentation.DimensionIndexSequence:
+        item.DimensionOrganizationUID = organization
+    segmentation.InstanceCreationDate = segmentation.ContentDate
+    segmentation.InstanceCreationTime = segmentation.ContentTime
+    for equipment in segmentation.ContributingEquipmentSequence:
+        if equipment.Manufacturer != MANUFACTURER:
+            # highdicom's is now, the scanner's is a date of the patient.
+            equipment.pop("ContributionDateTime", None)
+
+
+def _write_and_read(segmentation: Dataset) -> Dataset:
+    """The object as a receiver reads it: what is checked is what is sent."""
+    stream = BytesIO()
+    segmentation.save_as(stream, enforce_file_format=True)
+    stream.seek(0)
+    return dcmread(stream)
+
+
+def _dicom_code(code: Code) -> DicomCode:
+    return DicomCode(code.value, code.scheme, code.meaning)

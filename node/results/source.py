@@ -1,0 +1,187 @@
+"""The source series of a result, as the encoder needs it: small, complete, in one charset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.valuerep import DA, DS, TM
+
+from node.errors import GeometryError, Rejected
+
+#: Type 2 of Patient, General Study and Image Plane: highdicom refuses them absent; empty is legal.
+_TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "StudyID",
+    "SliceThickness",
+)
+
+#: What every slice must say; PS3.3 C.7.6.2 (Image Plane), C.7.4.1 (Frame of Reference).
+_NEEDED = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+)
+
+#: The same in all slices of one volume.
+_SHARED = (
+    "SOPClassUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "Rows",
+    "Columns",
+)
+
+_ORIENTATION_TOLERANCE = 1e-4  # direction cosines; scanners write four decimals or more
+_MINIMUM_GAP_MM = 1e-3
+
+
+@dataclass(frozen=True)
+class SourceSeries:
+    """Headers fit for encoding, in the order of the label map's slices.
+
+    Attributes
+    ----------
+    headers
+        Copies without pixel data and private elements; type 2 elements that were absent are empty.
+    """
+
+    headers: tuple[Dataset, ...]
+
+    @classmethod
+    def of(cls, instances: Sequence[Dataset]) -> SourceSeries:
+        """Copy what the encoder needs of each instance.
+
+        Raises
+        ------
+        Rejected
+            An element is absent that no Segmentation can do without.
+        GeometryError
+            The slices do not share one grid, or two of them share one position.
+        """
+        for number, instance in enumerate(instances, start=1):
+            for keyword in _NEEDED:
+                if not instance.get(keyword):
+                    raise Rejected(f"Source slice {number} of {len(instances)} has no {keyword}")
+        if not instances:
+            raise Rejected("A segmentation needs at least one source instance")
+        _check_one_grid(instances)
+        # highdicom reads patient, study and spacing from the first header, the plane from each.
+        first = _complete(instances[0])
+        _measure(first, instances)
+        return cls((first, *(_slice_only(other, like=first) for other in instances[1:])))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(slices, rows, columns)."""
+        first = self.headers[0]
+        return len(self.headers), int(first.Rows), int(first.Columns)
+
+
+def positions_along_normal_mm(headers: Sequence[Dataset]) -> NDArray[np.float64]:
+    """Each slice's position projected on the normal of the stack (float64, millimetres)."""
+    rows, columns = np.reshape(np.asarray(headers[0].ImageOrientationPatient, float), (2, 3))
+    corners = np.asarray([header.ImagePositionPatient for header in headers], float)
+    return np.asarray(corners @ np.cross(rows, columns))
+
+
+def _check_one_grid(instances: Sequence[Dataset]) -> None:
+    first = instances[0]
+    orientation = np.asarray(first.ImageOrientationPatient, float)
+    spacing = np.asarray(first.PixelSpacing, float)
+    for number, other in enumerate(instances, start=1):
+        for keyword in _SHARED:
+            if other[keyword].value != first[keyword].value:
+                raise GeometryError(f"Source slices 1 and {number} differ in {keyword}")
+        for keyword, expected in (
+            ("ImageOrientationPatient", orientation),
+            ("PixelSpacing", spacing),
+        ):
+            found = np.asarray(other[keyword].value, float)
+            if not np.allclose(found, expected, rtol=0, atol=_ORIENTATION_TOLERANCE):
+                raise GeometryError(f"Source slices 1 and {number} differ in {keyword}")
+    along_mm = positions_along_normal_mm(instances)
+    order = np.argsort(along_mm, kind="stable")
+    close = np.flatnonzero(np.diff(along_mm[order]) < _MINIMUM_GAP_MM)
+    if close.size:
+        one, two = sorted(int(order[close[0] + offset]) + 1 for offset in (0, 1))
+        raise GeometryError(f"Source slices {one} and {two} have the same position")
+
+
+def _complete(instance: Dataset) -> Dataset:
+    """A copy of the whole header, decoded, with every type 2 element present and readable."""
+    copy = Dataset()
+    for element in instance:
+        # Overlays (60xx) go with the pixels; private data has no place in a result.
+        if element.tag.is_private or element.tag.group >= 0x6000:
+            continue
+        copy.add(deepcopy(element))
+    copy.remove_private_tags()
+    for keyword in _TYPE_2:
+        if keyword not in copy or not _is_readable(copy, keyword):
+            setattr(copy, keyword, None)
+    return copy
+
+
+def _measure(first: Dataset, instances: Sequence[Dataset]) -> None:
+    """Take the spacing between slices from their positions: the attribute of that name holds a gap
+    in some modalities, and most CT has none."""
+    gaps_mm = np.diff(np.sort(positions_along_normal_mm(instances)))
+    first.pop("SpacingBetweenSlices", None)
+    if gaps_mm.size:
+        spacing_mm = round(float(np.median(gaps_mm)), 6)
+        first.SpacingBetweenSlices = DS(spacing_mm, auto_format=True)
+        first.SliceThickness = first.SliceThickness or first.SpacingBetweenSlices
+
+
+def _slice_only(instance: Dataset, *, like: Dataset) -> Dataset:
+    copy = Dataset()
+    for keyword in _NEEDED:
+        copy.add(instance[keyword])
+    # highdicom compares digit by digit; scanners jitter in the last one.
+    copy.ImageOrientationPatient = like.ImageOrientationPatient
+    return copy
+
+
+def _is_readable(header: Dataset, keyword: str) -> bool:
+    """Whether highdicom can parse the value; what it cannot is left empty, never guessed."""
+    parse = _PARSERS.get(keyword)
+    if parse is None:
+        return True
+    try:
+        parse(header[keyword].value)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _sex(value: str) -> None:
+    if value and value not in ("M", "F", "O"):
+        raise ValueError("not a defined term of PatientSex")
+
+
+_PARSERS: Mapping[str, Callable[[str], object]] = {
+    "PatientBirthDate": DA,
+    "StudyDate": DA,
+    "StudyTime": TM,
+    "PatientSex": _sex,
+}

@@ -1,0 +1,86 @@
+"""UIDs and identity of a result, derived from the job that makes it.
+
+A step that runs twice must make the same instance, not a second one: nothing here is random and
+nothing reads a clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+
+_UUID_VERSION_MASK = 0xF << 76
+_UUID_VARIANT_MASK = 0x3 << 62
+
+
+def result_uid(job_key: str, role: str) -> str:
+    """The UID of one thing that a job makes; the same for the same job and role, always.
+
+    ``role`` names the thing ("series", "seg", "tracking:2"). The UID is ``2.25.`` and a UUID as an
+    integer: SHA-256 of key and role, cut to 128 bits and marked as a version 8 (custom) UUID.
+
+    References
+    ----------
+    PS3.5 2026b B.2 (UUID-derived UID); RFC 9562 5.8 (UUID version 8).
+    """
+    digest = hashlib.sha256(f"{job_key}\n{role}".encode()).digest()
+    number = int.from_bytes(digest[:16], "big")
+    number = (number & ~_UUID_VERSION_MASK) | (0x8 << 76)
+    number = (number & ~_UUID_VARIANT_MASK) | (0x2 << 62)
+    return f"2.25.{number}"
+
+
+@dataclass(frozen=True)
+class ResultIdentity:
+    """What makes a result object this one: its UIDs, its place in the study, its time.
+
+    Attributes
+    ----------
+    job_key
+        Key of the job; every UID inside the object that is not named here derives from it.
+    series_instance_uid, sop_instance_uid
+        UIDs of the result.
+    series_number
+        Number of the result's series, chosen so as not to collide (9000 and above).
+    series_description
+        Unique in the study, at most 64 ASCII characters, begins with the model's name.
+    created
+        When the job was made; becomes content, series and instance creation date and time.
+    software_version
+        Version of segnode.
+    """
+
+    job_key: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    series_number: int
+    series_description: str
+    created: datetime
+    software_version: str
+
+    @classmethod
+    def for_job(
+        cls,
+        job_key: str,
+        *,
+        series_number: int,
+        series_description: str,
+        created: datetime,
+        software_version: str,
+        kind: str = "seg",
+    ) -> ResultIdentity:
+        """The identity of the job's result of one ``kind``, one series for each kind."""
+        return cls(
+            job_key=job_key,
+            series_instance_uid=result_uid(job_key, f"{kind}:series"),
+            sop_instance_uid=result_uid(job_key, f"{kind}:instance"),
+            series_number=series_number,
+            series_description=series_description,
+            created=created,
+            software_version=software_version,
+        )
+
+    def uid(self, role: str) -> str:
+        """A further UID inside this object."""
+        return result_uid(self.job_key, role)
