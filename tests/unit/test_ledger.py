@@ -1,0 +1,271 @@
+"""The ledger: what is claimed once is claimed once, and what is lost is found again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from node.edges.ledger import Ledger, NotPossible
+from node.errors import PacsUnavailable
+from node.jobs import TRANSITIONS, Event, Job, State, StepName, Wish
+from node.pipeline import STEPS
+from node.pipeline.run import record_failure
+
+ATTEMPTS = {step.name: step.max_attempts for step in STEPS}
+LUNGS = Wish("chest", "v1", "ct_lungs", "digest-1", ("sender",))
+AIRWAYS = Wish("airways", "v1", "ct_airways", "digest-2", ("sender",))
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, clock: Clock) -> Ledger:
+    return Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", clock=clock)
+
+
+def opened(ledger: Ledger, *instances: str) -> Job:
+    job = ledger.open_jobs("series", "study", instances or ("a", "b"))
+    assert job is not None
+    return job
+
+
+def claimed(ledger: Ledger, job: Job, lease_s: float = 30) -> Job:
+    held = ledger.claim(job.id, job.step, lease_s)
+    assert held is not None
+    return held
+
+
+def test_a_series_becomes_quiet_after_the_quiet_time_and_not_before(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """An arrival restarts the timer; the cursor moves with it."""
+    ledger.record_arrivals("feed", 7, ["series"])
+    clock.now += 5
+    ledger.record_arrivals("feed", 9, ["series"])
+    clock.now += 9
+    assert ledger.quiet_series(10) == []
+    clock.now += 1
+    assert ledger.quiet_series(10) == ["series"]
+    assert ledger.cursor("feed") == 9
+
+
+def test_the_same_instances_make_one_job(ledger: Ledger) -> None:
+    """A feed read again, or a study sent twice, makes no second job."""
+    opened(ledger, "a", "b")
+    assert ledger.open_jobs("series", "study", ("b", "a")) is None
+    assert len(ledger.jobs()) == 1
+
+
+def test_late_instances_make_a_job_that_supersedes(ledger: Ledger) -> None:
+    """The older job knows too little and stops; one that is confirmed stays what it is."""
+    older = opened(ledger, "a")
+    newer = opened(ledger, "a", "b")
+    found = ledger.job(older.id)
+    assert found is not None
+    assert found.state is State.SUPERSEDED
+    assert newer.state is State.QUEUED
+
+
+def test_a_step_is_claimed_by_one_worker(ledger: Ledger) -> None:
+    """The second claim finds nothing to do."""
+    job = opened(ledger)
+    assert ledger.claim(job.id, StepName.RECEIVE, 30) is not None
+    assert ledger.claim(job.id, StepName.RECEIVE, 30) is None
+
+
+def test_a_dead_workers_step_is_given_to_another_and_the_dead_one_cannot_finish_it(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """A lease that ran out is released; what its old holder records is ignored."""
+    job = opened(ledger)
+    dead = claimed(ledger, job)
+    clock.now += 31
+    assert [lost.id for lost in ledger.release_lost_leases(ATTEMPTS)] == [job.id]
+    assert [due.id for due in ledger.due()] == [job.id]
+    alive = claimed(ledger, job)
+    assert alive.attempt == 2
+    assert ledger.finish(dead, {"by": "dead"}) is None
+    finished = ledger.finish(alive, {"by": "alive"})
+    assert finished is not None
+    assert finished.step is StepName.ROUTE
+    assert finished.facts == {"by": "alive"}
+
+
+def test_attempts_are_bounded_and_the_job_says_why(ledger: Ledger, clock: Clock) -> None:
+    """A worker that dies every time does not run for ever."""
+    job = opened(ledger)
+    for _ in range(ATTEMPTS[StepName.RECEIVE]):
+        claimed(ledger, job)
+        clock.now += 31
+        ledger.release_lost_leases(ATTEMPTS)
+    found = ledger.job(job.id)
+    assert found is not None
+    assert (found.state, found.error) == (State.FAILED, "LeaseRanOut")
+    assert found.remedy
+
+
+def test_a_wake_up_that_the_broker_lost_is_due_again(ledger: Ledger, clock: Clock) -> None:
+    """The broker only wakes: the ledger sends again what nobody took."""
+    job = opened(ledger)
+    clock.now += 3
+    assert [due.id for due in ledger.due()] == [job.id]
+    assert ledger.due() == []
+    clock.now += 31
+    assert [due.id for due in ledger.due()] == [job.id]
+
+
+def test_two_wishes_make_two_jobs_of_one_series(ledger: Ledger) -> None:
+    """Route forks: the job takes the first wish and a twin is made for the second."""
+    job = claimed(ledger, opened(ledger))
+    ledger.finish(job, {"sender": "PACS"})
+    job = claimed(ledger, ledger.jobs()[0])
+    made = ledger.fork(job, [LUNGS, AIRWAYS])
+    assert sorted(one.model for one in made) == ["ct_airways", "ct_lungs"]
+    assert {one.step for one in made} == {StepName.DEIDENTIFY}
+    assert len({one.key for one in made}) == 2
+    assert all(one.facts["sender"] == "PACS" for one in made)
+
+
+def test_a_job_that_waits_has_a_time_and_is_not_claimed_before(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """Unavailable is retried after the back-off, with cause and remedy shown meanwhile."""
+    job = claimed(ledger, opened(ledger))
+    record_failure(ledger, job, PacsUnavailable("PACS does not answer"))
+    waiting = ledger.job(job.id)
+    assert waiting is not None
+    assert waiting.state is State.WAITING
+    assert waiting.next_try_at == clock.now + 1
+    assert ledger.claim(job.id, job.step, 30) is None
+    clock.now += 1
+    assert ledger.claim(job.id, job.step, 30) is not None
+
+
+def test_a_person_retries_what_stopped_and_cannot_retry_what_is_confirmed(ledger: Ledger) -> None:
+    """Retry starts the same step with fresh attempts; a finished job refuses."""
+    job = claimed(ledger, opened(ledger))
+    ledger.end(job, Event.REJECT, cause="gap", remedy="send again", error="GeometryError")
+    again = ledger.retry(job.id)
+    assert (again.state, again.step, again.attempt) == (State.QUEUED, StepName.RECEIVE, 0)
+    for _ in StepName:
+        ledger.finish(claimed(ledger, again), {})
+        again = ledger.job(job.id) or again
+    assert again.state is State.CONFIRMED
+    with pytest.raises(NotPossible, match="confirmed"):
+        ledger.retry(job.id)
+
+
+def test_asking_for_a_model_by_hand_twice_makes_one_job_and_rules_still_run(ledger: Ledger) -> None:
+    """The button in the console is safe to press again, and does not silence the rules."""
+    first = ledger.request("series", "study", ("a",), LUNGS)
+    assert ledger.request("series", "study", ("a",), LUNGS).id == first.id
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Random workers, deaths, people and broker losses; no job is lost, doubled or stuck."""
+
+    @initialize()
+    def start(self) -> None:
+        self.clock = Clock()
+        self.ledger = Ledger("sqlite://", clock=self.clock)
+        self.held: list[Job] = []
+        self.sets: set[int] = set()
+        self.finished: dict[tuple[str, StepName], int] = {}
+
+    @rule(size=st.integers(1, 4))
+    def series_becomes_quiet(self, size: int) -> None:
+        made = self.ledger.open_jobs("series", "study", [f"i{n}" for n in range(size)])
+        assert (made is None) == (size in self.sets)
+        self.sets.add(size)
+
+    @rule(pick=st.integers(0, 10))
+    def worker_claims(self, pick: int) -> None:
+        jobs = self.ledger.jobs()
+        if jobs:
+            job = jobs[pick % len(jobs)]
+            held = self.ledger.claim(job.id, job.step, 30)
+            if held:
+                assert (job.state, Event.CLAIM) in TRANSITIONS
+                self.held.append(held)
+
+    @precondition(lambda self: self.held)
+    @rule(pick=st.integers(0, 10))
+    def worker_finishes(self, pick: int) -> None:
+        job = self.held.pop(pick % len(self.held))
+        before = self.ledger.job(job.id)
+        after = self.ledger.finish(job, {})
+        if after:
+            assert before is not None and before.attempt == job.attempt
+            times = self.finished.get((job.id, job.step), 0) + 1
+            self.finished[job.id, job.step] = times
+            assert times == 1, "a step was finished twice"
+
+    @precondition(lambda self: self.held)
+    @rule(pick=st.integers(0, 10))
+    def worker_fails(self, pick: int) -> None:
+        job = self.held.pop(pick % len(self.held))
+        record_failure(self.ledger, job, PacsUnavailable("down"))
+
+    @rule(seconds=st.sampled_from([1.0, 31.0, 1000.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.ledger.release_lost_leases(ATTEMPTS)
+
+    @rule(pick=st.integers(0, 10), cancel=st.booleans())
+    def person_acts(self, pick: int, cancel: bool) -> None:
+        jobs = self.ledger.jobs()
+        if jobs:
+            job = jobs[pick % len(jobs)]
+            event = Event.CANCEL if cancel else Event.RETRY
+            possible = (job.state, event) in TRANSITIONS
+            try:
+                (self.ledger.cancel if cancel else self.ledger.retry)(job.id)
+            except NotPossible:
+                assert not possible
+            else:
+                assert possible
+
+    @invariant()
+    def nothing_is_stuck(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        jobs = self.ledger.jobs()
+        assert len({job.key for job in jobs}) == len(jobs) == len(self.sets)
+        for job in jobs:
+            if job.state in (State.REJECTED, State.FAILED, State.QUARANTINED):
+                assert job.cause and job.remedy
+
+    def teardown(self) -> None:
+        """From wherever it got to: with workers that live, every open job reaches its end."""
+        if not hasattr(self, "ledger"):
+            return
+        for _ in range(3 * len(StepName)):
+            self.clock.now += 2000  # beyond every lease, back-off and resend
+            self.ledger.release_lost_leases(ATTEMPTS)
+            for job in self.ledger.due():
+                held = self.ledger.claim(job.id, job.step, 30)
+                assert held is not None
+                self.ledger.finish(held, {})
+        open_states = {State.QUEUED, State.RUNNING, State.WAITING}
+        assert not [job for job in self.ledger.jobs() if job.state in open_states]
+
+
+TestLedgerMachine = LedgerMachine.TestCase
+TestLedgerMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
