@@ -1,0 +1,383 @@
+"""Sending to a PACS by DIMSE: Orthanc, DCMTK, and peers that answer as a bad day makes them."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from dicom_peers import (
+    LABEL_MAP_SEGMENTATION,
+    SERIES,
+    STUDY,
+    OrthancPeer,
+    ct_instance,
+    free_port,
+    running_orthanc,
+    running_storescp,
+    seg_instance,
+)
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+    SegmentationStorage,
+)
+from pynetdicom import AE, build_context, evt
+
+from node.edges.pacs import STUDY_ROOT_FIND, VERIFICATION, DicomDestination, DicomPacs, DicomTls
+from node.errors import DeliveryRefused, NodeError, PacsUnavailable
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrthancPeer]:
+    with running_orthanc(tmp_path_factory.mktemp("orthanc")) as peer:
+        yield peer
+
+
+def pacs_at(port: int, ae_title: str = "HOSPITAL", **changes: Any) -> DicomPacs:
+    return DicomPacs(
+        DicomDestination(name="pacs", ae_title=ae_title, host="127.0.0.1", port=port, **changes)
+    )
+
+
+@contextmanager
+def answering(
+    handlers: list[tuple[Any, Callable[..., Any]]],
+    *,
+    syntaxes: tuple[str, ...] = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless),
+    services: tuple[str, ...] = (CTImageStorage, SegmentationStorage, STUDY_ROOT_FIND),
+    required_called: bool = False,
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[int]:
+    """A pynetdicom SCP with these handlers; yields its port."""
+    entity = AE(ae_title="HOSPITAL")
+    entity.require_called_aet = required_called
+    for service in services:
+        entity.add_supported_context(service, list(syntaxes))
+    entity.add_supported_context(VERIFICATION)
+    port = free_port()
+    server = entity.start_server(
+        ("127.0.0.1", port), block=False, evt_handlers=handlers, ssl_context=tls
+    )
+    try:
+        yield port
+    finally:
+        server.shutdown()
+
+
+def assert_says_no_identifier(error: NodeError) -> None:
+    for identifier in (STUDY, SERIES, "2.25.70", "PSEUDO"):
+        assert identifier not in f"{error} {error.remedy} {error.__cause__}"
+
+
+def test_orthanc_takes_every_syntax_and_names_what_it_holds(orthanc: OrthancPeer) -> None:
+    """Native, implicit and encapsulated CT and a SEG arrive on one association, and are found."""
+    pacs = pacs_at(orthanc.dicom_port)
+    pacs.echo()
+    sent = [
+        ct_instance(1),
+        ct_instance(2, syntax=ImplicitVRLittleEndian),
+        ct_instance(3, syntax=RLELossless),
+        seg_instance(),
+    ]
+    statuses = pacs.store(sent)
+    uids = [dcmread(BytesIO(instance)).SOPInstanceUID for instance in sent]
+    assert [status.sop_instance_uid for status in statuses] == uids
+    assert all(status.accepted and status.status == 0 for status in statuses)
+    assert orthanc.instance_uids() == set(uids)
+    assert pacs.find_instances(STUDY, SERIES) == set(uids[:3])
+    assert pacs.find_instances(STUDY, "2.25.73") == {uids[3]}
+    assert pacs.find_instances(STUDY, "2.25.404") == set()
+    assert pacs.count_instances(STUDY, SERIES) == 3
+    assert pacs.count_instances(STUDY, "2.25.404") == 0
+
+
+def test_sending_again_is_accepted(orthanc: OrthancPeer) -> None:
+    """A step that runs twice sends twice; the destination still holds one instance."""
+    pacs = pacs_at(orthanc.dicom_port)
+    for _ in range(2):
+        (status,) = pacs.store([ct_instance(1)])
+        assert status.accepted
+
+
+def test_refused_sop_class_does_not_stop_the_others(orthanc: OrthancPeer) -> None:
+    """This PACS refuses label map Segmentations; the CT beside it still goes."""
+    statuses = pacs_at(orthanc.dicom_port).store(
+        [seg_instance(sop_class=LABEL_MAP_SEGMENTATION), ct_instance(4)]
+    )
+    assert [(status.accepted, status.status) for status in statuses] == [(False, 0x0122), (True, 0)]
+
+
+def test_only_refused_sop_classes_are_statuses_too(orthanc: OrthancPeer) -> None:
+    """When nothing of the proposal is accepted, each instance is answered all the same."""
+    (status,) = pacs_at(orthanc.dicom_port).store([seg_instance(sop_class=LABEL_MAP_SEGMENTATION)])
+    assert (status.accepted, status.status) == (False, 0x0122)
+
+
+def test_negotiation_tells_what_orthanc_offers(orthanc: OrthancPeer) -> None:
+    """`segnode pacs check` sees services and each SOP class with each transfer syntax."""
+    found = pacs_at(orthanc.dicom_port).negotiate(
+        [SegmentationStorage, LABEL_MAP_SEGMENTATION], [ExplicitVRLittleEndian, JPEG2000Lossless]
+    )
+    assert (found.verification, found.study_root_find, found.storage_commitment) == (True,) * 3
+    assert found.storage == {
+        (SegmentationStorage, ExplicitVRLittleEndian): True,
+        (SegmentationStorage, JPEG2000Lossless): True,
+        (LABEL_MAP_SEGMENTATION, ExplicitVRLittleEndian): False,
+        (LABEL_MAP_SEGMENTATION, JPEG2000Lossless): False,
+    }
+
+
+def test_negotiation_of_a_peer_that_only_stores() -> None:
+    """No storage commitment and no query is a finding, not a failure."""
+    with answering([], services=(SegmentationStorage,)) as port:
+        found = pacs_at(port).negotiate([SegmentationStorage], [ExplicitVRLittleEndian])
+    assert (found.verification, found.study_root_find, found.storage_commitment) == (
+        True,
+        False,
+        False,
+    )
+    assert found.storage == {(SegmentationStorage, ExplicitVRLittleEndian): True}
+
+
+def test_wrong_called_ae_title_is_refused_with_its_name(orthanc: OrthancPeer) -> None:
+    """A configuration mistake is not retried for ever; it is named."""
+    with pytest.raises(DeliveryRefused, match="called AE title"):
+        pacs_at(orthanc.dicom_port, ae_title="WRONG").echo()
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless])
+def test_dcmtk_receives_what_was_sent(syntax: str, tmp_path: Path) -> None:
+    """storescp stores the same elements in the same transfer syntax."""
+    sent = ct_instance(5, syntax=syntax)
+    with running_storescp(tmp_path, "--accept-all") as port:
+        pacs = pacs_at(port)
+        pacs.echo()
+        (status,) = pacs.store([sent])
+    assert status.accepted
+    (path,) = tmp_path.iterdir()
+    received = dcmread(path)
+    assert received.file_meta.TransferSyntaxUID == syntax
+    assert received == dcmread(BytesIO(sent))
+
+
+def test_peer_that_knows_only_implicit_vr_gets_implicit_vr() -> None:
+    """The default transfer syntax is offered for everything that is not compressed."""
+    received: list[Dataset] = []
+
+    def keep(event: evt.Event) -> int:
+        received.append(event.dataset)
+        assert event.context.transfer_syntax == ImplicitVRLittleEndian
+        return 0x0000
+
+    with answering([(evt.EVT_C_STORE, keep)], syntaxes=(ImplicitVRLittleEndian,)) as port:
+        (status,) = pacs_at(port).store([ct_instance(1)])
+        (refused,) = pacs_at(port).store([ct_instance(2, syntax=RLELossless)])
+    assert status.accepted
+    assert received[0].PixelData == dcmread(BytesIO(ct_instance(1))).PixelData
+    assert (refused.accepted, refused.status) == (False, 0x0122)
+
+
+@pytest.mark.parametrize(
+    ("code", "accepted"),
+    [
+        (0x0000, True),
+        (0x0111, True),
+        (0xB000, True),
+        (0xB006, True),
+        (0xB007, True),
+        (0x0122, False),
+        (0x0124, False),
+        (0xA900, False),
+        (0xA9FF, False),
+        (0xC000, False),
+        (0xCFFF, False),
+        (0x1234, False),
+    ],
+)
+def test_status_of_the_peer_is_reported_for_each_instance(code: int, accepted: bool) -> None:
+    """What a retry cannot change comes back as that instance's status; the next one still goes."""
+    answers = iter([code, 0x0000])
+    with answering([(evt.EVT_C_STORE, lambda event: next(answers))]) as port:
+        first, second = pacs_at(port).store([ct_instance(1), ct_instance(2)])
+    assert (first.status, first.accepted) == (code, accepted)
+    assert second.accepted
+
+
+@pytest.mark.parametrize("code", [0xA700, 0xA7FF, 0x0110])
+def test_peer_out_of_resources_is_tried_again(code: int) -> None:
+    """A full PACS is unavailable, not a refusal; the message holds the code and no identifier."""
+    with (
+        answering([(evt.EVT_C_STORE, lambda event: code)]) as port,
+        pytest.raises(PacsUnavailable, match=f"0x{code:04X}.*instance 1 of 2") as caught,
+    ):
+        pacs_at(port).store([ct_instance(1), ct_instance(2)])
+    assert_says_no_identifier(caught.value)
+
+
+def test_aborting_peer_is_tried_again() -> None:
+    """A connection that breaks while sending loses nothing but time."""
+
+    def abort(event: evt.Event) -> int:
+        event.assoc.abort()
+        return 0x0000
+
+    with (
+        answering([(evt.EVT_C_STORE, abort)]) as port,
+        pytest.raises(PacsUnavailable, match="C-STORE of instance 1 of 1") as caught,
+    ):
+        pacs_at(port).store([ct_instance(1)])
+    assert_says_no_identifier(caught.value)
+
+
+def test_silent_peer_is_tried_again() -> None:
+    """No answer within the DIMSE timeout ends the association and the try."""
+    end = threading.Event()
+
+    def wait(event: evt.Event) -> int:
+        end.wait(30)
+        return 0x0000
+
+    with answering([(evt.EVT_C_STORE, wait)]) as port:
+        with pytest.raises(PacsUnavailable, match="did not answer"):
+            pacs_at(port, dimse_timeout_s=0.5).store([ct_instance(1)])
+        end.set()
+
+
+def test_nothing_listening_is_tried_again() -> None:
+    """A PACS that is down is unavailable."""
+    with pytest.raises(PacsUnavailable, match="could not be reached"):
+        pacs_at(free_port()).echo()
+
+
+def test_listener_that_is_no_dicom_peer_is_tried_again() -> None:
+    """A port that accepts and says nothing does not hold the step for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(PacsUnavailable):
+        pacs_at(listener.getsockname()[1], association_timeout_s=0.5).echo()
+
+
+def test_query_that_the_peer_refuses_is_a_refusal() -> None:
+    """A PACS without IMAGE level answers with a failure; the count at SERIES level still works."""
+
+    def find(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        if event.identifier.QueryRetrieveLevel == "IMAGE":
+            yield 0xA900, None
+            return
+        match = Dataset()
+        match.QueryRetrieveLevel = "SERIES"
+        match.StudyInstanceUID, match.SeriesInstanceUID = STUDY, SERIES
+        match.NumberOfSeriesRelatedInstances = 7
+        yield 0xFF00, match
+
+    with answering([(evt.EVT_C_FIND, find)]) as port:
+        with pytest.raises(DeliveryRefused, match="0xA900 to C-FIND at IMAGE") as caught:
+            pacs_at(port).find_instances(STUDY, SERIES)
+        assert_says_no_identifier(caught.value)
+        assert pacs_at(port).count_instances(STUDY, SERIES) == 7
+
+
+def test_matches_of_another_series_are_not_taken_for_ours() -> None:
+    """A PACS that ignores a key returns the whole study; only our series counts."""
+
+    def find(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        for series, uid in ((SERIES, "2.25.7001"), ("2.25.9", "2.25.7002")):
+            match = Dataset()
+            match.SeriesInstanceUID, match.SOPInstanceUID = series, uid
+            yield 0xFF00, match
+
+    with answering([(evt.EVT_C_FIND, find)]) as port:
+        assert pacs_at(port).find_instances(STUDY, SERIES) == {"2.25.7001"}
+
+
+def test_busy_query_is_tried_again() -> None:
+    """Out of resources for C-FIND is unavailable."""
+
+    def find(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        yield 0xA700, None
+
+    with answering([(evt.EVT_C_FIND, find)]) as port, pytest.raises(PacsUnavailable):
+        pacs_at(port).find_instances(STUDY, SERIES)
+
+
+def test_peer_without_query_is_named() -> None:
+    """A destination that cannot be asked says which service is missing."""
+    with (
+        answering([], services=(CTImageStorage,)) as port,
+        pytest.raises(DeliveryRefused, match="no SOP class"),
+    ):
+        pacs_at(port).find_instances(STUDY, SERIES)
+
+
+def test_messages_leave_without_delay() -> None:
+    """Nagle's algorithm is off on our socket: it costs 40 ms for every instance."""
+    with answering([]) as port:
+        pacs = pacs_at(port)
+        with pacs._association([build_context(VERIFICATION)]) as association:
+            connection = association.dul.socket.socket
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1 and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    certificate_file, key_file = folder / f"{name}.crt", folder / f"{name}.key"
+    certificate_file.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return certificate_file, key_file
+
+
+def test_tls_peer_is_trusted_by_its_certificate_alone(tmp_path: Path) -> None:
+    """Mutual TLS works with the right authority, and an unknown authority gets nothing."""
+    server_certificate, server_key = certificate(tmp_path, "server")
+    client_certificate, client_key = certificate(tmp_path, "client")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=client_certificate)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(server_certificate, server_key)
+    with answering([(evt.EVT_C_STORE, lambda event: 0x0000)], tls=context) as port:
+        trusted = DicomTls(server_certificate, client_certificate, client_key)
+        pacs = pacs_at(port, tls=trusted)
+        pacs.echo()
+        (status,) = pacs.store([ct_instance(1)])
+        assert status.accepted
+        stranger = DicomTls(client_certificate, client_certificate, client_key)
+        with pytest.raises(PacsUnavailable):
+            pacs_at(port, tls=stranger).echo()
