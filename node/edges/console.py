@@ -1,0 +1,337 @@
+"""The node's HTTP interface on loopback: what the pages in Orthanc's console show and ask for.
+
+The bridge inside Orthanc calls it for a person whom Orthanc has let in, with the node's own token.
+Everything here is known by Orthanc's hashes: the browser joins a job with its patient, from
+Orthanc, so no patient's value passes through the node.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from node.edges.console_json import GROUPS, group_of, job_shown, steps_shown, timings_shown
+from node.edges.ledger import Ledger, NotPossible
+from node.errors import NodeError, Unavailable
+from node.jobs import BY_HAND, Job, State, Wish
+from node.ports import Artifacts
+from node.sdk import ModelManifest
+
+#: The newest jobs that one answer may list.
+MAX_JOBS = 200
+_MAX_REQUEST_BYTES = 4096
+#: An Orthanc identifier: a SHA-1 in five groups.
+_ORTHANC_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}")
+
+
+class Studies(Protocol):
+    """What the console asks Orthanc."""
+
+    def modality_of_series(self, study_id: str) -> Mapping[str, str]:
+        """Every series of a study (Orthanc's id) with its Modality (0008,0060); empty if none."""
+
+    def instances_of_series(self, series_id: str) -> tuple[str, ...]:
+        """Ids of all instances received for the series."""
+
+
+class Refused(Exception):
+    """A call that cannot be answered: HTTP status, what is wrong, and what to do."""
+
+    def __init__(self, status: int, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.remedy = remedy
+
+
+def console_app(
+    ledger: Ledger,
+    orthanc: Studies,
+    artifacts: Artifacts,
+    manifests: Mapping[str, ModelManifest],
+    token: str,
+    nudge: Callable[[], None],
+    destinations: Sequence[str] = ("sender",),
+) -> Starlette:
+    """The console's ASGI application.
+
+    Parameters
+    ----------
+    manifests
+        Model name → manifest, of every model that a person may choose.
+    token
+        What every call but ``/health`` must bear. Never empty.
+    nudge
+        Wakes the receiver and the sweeper; called when something arrived or became due.
+    destinations
+        Where a person may have results sent: ``sender``, or the name of a peer.
+    """
+    if not token:
+        raise ValueError("the console needs a token")
+    console = _Console(ledger, orthanc, artifacts, manifests, nudge, tuple(destinations))
+    return Starlette(
+        routes=[
+            Route("/health", _health, methods=["GET"]),
+            Route("/nudge", console.nudged, methods=["POST"]),
+            Route("/jobs", console.jobs, methods=["GET"]),
+            Route("/jobs/{job_id}", console.job, methods=["GET"]),
+            Route("/jobs/{job_id}/overlay.png", console.overlay, methods=["GET"]),
+            Route("/jobs/{job_id}/retry", console.retry, methods=["POST"]),
+            Route("/jobs/{job_id}/cancel", console.cancel, methods=["POST"]),
+            Route("/models", console.models, methods=["GET"]),
+            Route("/studies/{study_id}/process", console.process, methods=["POST"]),
+        ],
+        middleware=[Middleware(_TokenRequired, token=token)],
+        exception_handlers={
+            Refused: _answer_refused,
+            NotPossible: _answer_not_possible,
+            NodeError: _answer_node_error,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Console:
+    """The routes. Synchronous ones run in Starlette's thread pool, because the ledger blocks."""
+
+    ledger: Ledger
+    orthanc: Studies
+    artifacts: Artifacts
+    manifests: Mapping[str, ModelManifest]
+    nudge: Callable[[], None]
+    destinations: tuple[str, ...]
+
+    def nudged(self, _request: Request) -> Response:
+        """``POST /nudge``: something arrived in Orthanc."""
+        self.nudge()
+        return Response(status_code=204)
+
+    def jobs(self, request: Request) -> Response:
+        """``GET /jobs?study=&state=&limit=``: newest first, with the number in each group."""
+        query = request.query_params
+        wanted = _states_asked(query.get("state", ""))
+        found = self.ledger.jobs(limit=_limit(query.get("limit")), study_id=query.get("study"))
+        now = time.time()
+        return JSONResponse(
+            {
+                "jobs": [job_shown(job, now) for job in found if wanted(job)],
+                "counts": {g: sum(group_of(job) == g for job in found) for g in GROUPS},
+                "steps": steps_shown(),
+            }
+        )
+
+    def job(self, request: Request) -> Response:
+        """``GET /jobs/{id}``: one job with its attempts, the time of each step, and its picture."""
+        job = self._found(request)
+        attempts = self.ledger.attempts(job.id)
+        now = time.time()
+        picture = _picture(job)
+        return JSONResponse(
+            {
+                **job_shown(job, now),
+                **timings_shown(attempts, now),
+                "picture": picture in self.artifacts.names(f"{job.id}/"),
+                "steps": steps_shown(),
+            }
+        )
+
+    def overlay(self, request: Request) -> Response:
+        """``GET /jobs/{id}/overlay.png``: slices with the segmentation drawn over them."""
+        job = self._found(request)
+        try:
+            png = self.artifacts.get(_picture(job))
+        except KeyError:
+            raise Refused(
+                404, "There is no picture of this job yet.", "It is drawn in step encode."
+            ) from None
+        return Response(png, media_type="image/png")
+
+    def retry(self, request: Request) -> Response:
+        """``POST /jobs/{id}/retry``: the step at which it stopped, with fresh attempts."""
+        job = self.ledger.retry(self._found(request).id)
+        self.nudge()
+        return JSONResponse(job_shown(job, time.time()))
+
+    def cancel(self, request: Request) -> Response:
+        """``POST /jobs/{id}/cancel``: stop it; what was received stays in Orthanc."""
+        job = self.ledger.cancel(self._found(request).id)
+        return JSONResponse(job_shown(job, time.time()))
+
+    def models(self, _request: Request) -> Response:
+        """``GET /models``: what a person can choose from."""
+        return JSONResponse(
+            {
+                "models": [
+                    {
+                        "name": m.name,
+                        "version": m.version,
+                        "digest": m.digest,
+                        "modality": m.modality,
+                    }
+                    for m in self.manifests.values()
+                ],
+                "destinations": list(self.destinations),
+            }
+        )
+
+    async def process(self, request: Request) -> Response:
+        """``POST /studies/{id}/process``: a job of each series that the model could take.
+
+        The body is ``{"model": name}``, with ``"series"`` to name one series and ``"destination"``
+        to send the results elsewhere than to the first of ``destinations``.
+        """
+        asked = await _body(request)
+        jobs = await run_in_threadpool(self._request_jobs, request.path_params["study_id"], asked)
+        now = time.time()
+        return JSONResponse({"jobs": [job_shown(job, now) for job in jobs]}, status_code=202)
+
+    def _request_jobs(self, study_id: str, asked: Mapping[str, str]) -> list[Job]:
+        manifest = self.manifests.get(asked.get("model", ""))
+        if manifest is None:
+            raise Refused(404, "There is no such model.", "`segnode models` lists them.")
+        destination = asked.get("destination", self.destinations[0])
+        if destination not in self.destinations:
+            raise Refused(
+                404, "There is no such destination.", "Name it as a peer in segnode.toml."
+            )
+        wish = Wish(BY_HAND, BY_HAND, manifest.name, manifest.digest, (destination,))
+        chosen = self._suitable_series(study_id, manifest, asked.get("series"))
+        jobs = [self._request_job(series_id, study_id, wish) for series_id in chosen]
+        self.nudge()
+        return jobs
+
+    def _suitable_series(
+        self, study_id: str, manifest: ModelManifest, series_id: str | None
+    ) -> list[str]:
+        """The series worth trying; step route checks the rest of the model's contract."""
+        known = _ORTHANC_ID.fullmatch(study_id) is not None
+        modalities = self.orthanc.modality_of_series(study_id) if known else {}
+        if not modalities:
+            raise Refused(404, "Orthanc has no such study.", "Send the study again.")
+        if series_id is not None and series_id not in modalities:
+            raise Refused(404, "The study has no such series.", "Reload the study's page.")
+        asked = [series_id] if series_id is not None else list(modalities)
+        chosen = [one for one in asked if modalities[one] == manifest.modality]
+        if not chosen:
+            raise Refused(
+                422,
+                f"Model {manifest.name} takes {manifest.modality} series; there is none here.",
+                "Choose another model or study.",
+            )
+        return chosen
+
+    def _request_job(self, series_id: str, study_id: str, wish: Wish) -> Job:
+        instance_ids = self.orthanc.instances_of_series(series_id)
+        for job in self.ledger.jobs(limit=MAX_JOBS, study_id=study_id):
+            if _is_the_same(job, series_id, instance_ids, wish):
+                return job  # a second one would put a second result into the PACS
+        return self.ledger.request(series_id, study_id, instance_ids, wish)
+
+    def _found(self, request: Request) -> Job:
+        job = self.ledger.job(request.path_params["job_id"])
+        if job is None:
+            raise Refused(404, "There is no such job.", "`segnode jobs` lists them.")
+        return job
+
+
+class _TokenRequired:
+    """Answers 401 to every call that does not bear the token, except ``/health``."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != "/health":
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._expected):
+                refusal = _refusal(401, "The token is missing or wrong.", "Use the node's token.")
+                refusal.headers["WWW-Authenticate"] = "Bearer"
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _health(_request: Request) -> Response:
+    return PlainTextResponse("ok")
+
+
+def _picture(job: Job) -> str:
+    return f"{job.id}/overlay.png"
+
+
+def _is_the_same(job: Job, series_id: str, instance_ids: Sequence[str], wish: Wish) -> bool:
+    """Whether the job does what is wished for, from the same instances, to the same places."""
+    return (
+        job.series_id == series_id
+        and job.model_digest == wish.model_digest
+        and job.destinations == wish.destinations
+        and set(job.instance_ids) == set(instance_ids)
+        and job.state not in (State.CANCELED, State.SUPERSEDED)
+    )
+
+
+def _states_asked(asked: str) -> Callable[[Job], bool]:
+    """A filter from ``stuck``, ``running``, ``done`` or states, separated by commas."""
+    names = set(filter(None, asked.split(",")))
+    unknown = names - set(GROUPS) - set(State)
+    if unknown:
+        raise Refused(
+            400, "There is no such state.", f"Use {', '.join([*GROUPS, *State])}."
+        )  # fmt: skip
+    return lambda job: not names or group_of(job) in names or job.state in names
+
+
+def _limit(asked: str | None) -> int:
+    if asked is None:
+        return MAX_JOBS
+    if not asked.isdecimal() or not 1 <= int(asked) <= MAX_JOBS:
+        raise Refused(400, "The limit is no number in range.", f"Use 1 to {MAX_JOBS}.")
+    return int(asked)
+
+
+async def _body(request: Request) -> Mapping[str, str]:
+    """The call's JSON object of texts."""
+    received = b""
+    async for chunk in request.stream():
+        received += chunk
+        if len(received) > _MAX_REQUEST_BYTES:
+            raise Refused(413, "The request is too long.", "Name one model and one series.")
+    try:
+        body: Any = json.loads(received)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict) or not all(isinstance(value, str) for value in body.values()):
+        raise Refused(400, "The request is no JSON object of texts.", 'Send {"model": "name"}.')
+    return body
+
+
+def _refusal(status: int, message: str, remedy: str) -> JSONResponse:
+    return JSONResponse({"message": message, "remedy": remedy}, status_code=status)
+
+
+def _answer_refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)  # noqa: S101 - registered for this class
+    return _refusal(error.status, str(error), error.remedy)
+
+
+def _answer_not_possible(_request: Request, error: Exception) -> Response:
+    return _refusal(409, str(error), "Reload the page: the job has changed meanwhile.")
+
+
+def _answer_node_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, NodeError)  # noqa: S101 - registered for this class
+    status = 503 if isinstance(error, Unavailable) else 422
+    return _refusal(status, str(error), error.remedy)

@@ -1,0 +1,101 @@
+"""Jobs as the console shows them: plain JSON, times in ISO 8601 UTC, no value from a patient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from node.errors import NoMatchingModel
+from node.jobs import UPS_STATES, Attempt, Event, Job, State, StepName, after
+from node.pipeline import STEPS
+
+#: How a person sorts jobs: what waits for something or someone, what goes on, what is over.
+GROUPS = ("stuck", "running", "done")
+_STUCK = (State.WAITING, State.REJECTED, State.QUARANTINED, State.FAILED)
+_RUNNING = (State.QUEUED, State.RUNNING)
+
+#: What a person may do to a job.
+_ACTIONS = (Event.RETRY, Event.CANCEL)
+
+#: Facts that help a person. The others are for later steps.
+_SHOWN_FACTS = ("instances", "sender", "received_over", "accepted", "proofs")
+
+
+def group_of(job: Job) -> str:
+    """``stuck``, ``running`` or ``done``. A series that no rule wants is done, not stuck."""
+    if job.state is State.REJECTED and job.error == NoMatchingModel.__name__:
+        return "done"
+    if job.state in _STUCK:
+        return "stuck"
+    return "running" if job.state in _RUNNING else "done"
+
+
+def steps_shown() -> list[dict[str, str]]:
+    """The steps in order, each with the question it answers."""
+    return [{"name": str(step.name), "does": step.does} for step in STEPS]
+
+
+def job_shown(job: Job, now: float) -> dict[str, Any]:
+    """One job. ``actions`` are the events that a person may cause in its present state."""
+    return {
+        "id": job.id,
+        "series_id": job.series_id,
+        "study_id": job.study_id,
+        "model": job.model,
+        "rule": job.rule,
+        "step": str(job.step),
+        "step_number": list(StepName).index(job.step) + 1,
+        "state": str(job.state),
+        "group": group_of(job),
+        "ups_state": UPS_STATES[job.state],
+        "attempt": job.attempt,
+        "progress": job.progress,
+        "cause": job.cause,
+        "remedy": job.remedy,
+        "error": job.error,
+        "next_try_at": _iso(job.next_try_at),
+        "next_try_in_s": None if job.next_try_at is None else max(0.0, job.next_try_at - now),
+        "created_at": _iso(job.created_at),
+        "updated_at": _iso(job.updated_at),
+        "age_s": max(0.0, now - job.created_at),
+        "destinations": list(job.destinations),
+        "facts": {name: job.facts[name] for name in _SHOWN_FACTS if name in job.facts},
+        "actions": [str(event) for event in _ACTIONS if after(job.state, event) is not None],
+    }
+
+
+def timings_shown(attempts: Sequence[Attempt], now: float) -> dict[str, Any]:
+    """Every try, and what each step took in all; a try that still runs counts until ``now``."""
+    tries = [
+        {
+            "step": str(one.step),
+            "attempt": one.attempt,
+            "started_at": _iso(one.started_at),
+            "ended_at": _iso(one.ended_at),
+            "seconds": round(_seconds(one, now), 3),
+            "outcome": one.outcome,
+        }
+        for one in attempts
+    ]
+    steps = dict.fromkeys(one.step for one in attempts)
+    timings = [
+        {
+            "step": str(step),
+            "tries": sum(one.step is step for one in attempts),
+            "seconds": round(sum(_seconds(one, now) for one in attempts if one.step is step), 3),
+        }
+        for step in steps
+    ]
+    return {"attempts": tries, "timings": timings}
+
+
+def _seconds(attempt: Attempt, now: float) -> float:
+    return max(0.0, (now if attempt.ended_at is None else attempt.ended_at) - attempt.started_at)
+
+
+def _iso(at: float | None) -> str | None:
+    """ISO 8601 in UTC with milliseconds."""
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

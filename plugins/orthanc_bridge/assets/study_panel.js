@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: AGPL-3.0-only
+// In the classic Orthanc Explorer (jQuery Mobile): a panel on a study's page, and a link to the
+// jobs page in every header. Loaded by `import()` from /plugins/explorer.js.
+
+import { ask, consoleUrl, pictureUrl, resource, tell } from "./api.js";
+import {
+  actions, badge, clock, el, progressBar, reason, show, showProblem, stepText, timings,
+} from "./job.js";
+
+const POLL_MS = 2000;
+const IDLE_POLL_MS = 10000;
+
+/** Orthanc's id of the study whose page is open, or null. */
+function openStudy() {
+  const match = /^#study\?(?:.*&)?uuid=([0-9a-f-]+)/.exec(location.hash);
+  return match ? match[1] : null;
+}
+
+class StudyPanel {
+  constructor() {
+    this.alert = el("div", { className: "segnode-alert", role: "alert" });
+    this.refusal = el("div", { className: "segnode-alert", role: "alert" });
+    this.jobs = el("div");
+    this.form = el("form");
+    this.status = el("span", { className: "segnode-soft", role: "status" });
+    this.root = el("section", { className: "segnode segnode-panel", "aria-label": "segnode" },
+      el("h2", {}, "segnode", el("a", { href: consoleUrl(), rel: "external" }, "All jobs")),
+      this.alert, this.refusal, this.jobs, this.form);
+    this.cards = new Map();
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      event.stopImmediatePropagation(); // jQuery Mobile would send the form itself
+      this.process();
+    });
+  }
+
+  open(studyId) {
+    if (this.studyId === studyId && this.root.isConnected) return;
+    const place = document.querySelector("#list-series");
+    if (!place) return;
+    (place.closest("form") ?? place).parentElement.prepend(this.root);
+    this.studyId = studyId;
+    this.cards.clear();
+    this.jobs.replaceChildren();
+    this.status.textContent = "";
+    this.fillForm();
+    this.refresh();
+  }
+
+  close() {
+    this.studyId = null;
+    clearTimeout(this.timer);
+  }
+
+  async refresh() {
+    clearTimeout(this.timer);
+    const studyId = this.studyId;
+    if (!studyId) return;
+    let pause = IDLE_POLL_MS;
+    try {
+      const answer = document.hidden ? null : await ask(`jobs?study=${studyId}`);
+      if (studyId !== this.studyId) return;
+      if (answer) {
+        showProblem(this.alert, null);
+        for (const job of answer.jobs) await this.showJob(job, answer.steps);
+        if (!answer.jobs.length) {
+          show(this.jobs, "none", () =>
+            el("p", { className: "segnode-soft" }, "No job of this study yet."));
+        }
+        if (answer.jobs.some((job) => job.group === "running" || job.state === "waiting")) {
+          pause = POLL_MS;
+        }
+        if (!this.models) this.fillForm();
+      }
+    } catch (error) {
+      showProblem(this.alert, error);
+    }
+    if (studyId === this.studyId) this.timer = setTimeout(() => this.refresh(), pause);
+  }
+
+  async showJob(job, steps) {
+    let card = this.cards.get(job.id);
+    if (!card) {
+      if (!this.cards.size) this.jobs.replaceChildren();
+      delete this.jobs.dataset.shown;
+      card = {
+        text: el("div"), progress: el("div"), reason: el("div"),
+        buttons: el("div", { className: "segnode-actions" }), times: el("div"), picture: el("div"),
+      };
+      const left = el("div", {}, card.text, card.progress, card.reason, card.times, card.buttons);
+      this.jobs.append(el("article", { className: "segnode-card" }, left, card.picture));
+      this.cards.set(job.id, card);
+    }
+    const series = (await resource("series", job.series_id))?.MainDicomTags ?? {};
+    const about = [series.Modality, series.SeriesNumber && `series ${series.SeriesNumber}`,
+      series.SeriesDescription].filter(Boolean).join(" · ");
+    show(card.text, [job.state, job.group, job.model, about], () =>
+      el("div", { className: "segnode-head" }, badge(job), el("strong", {}, job.model || "no model"),
+        el("span", { className: "segnode-soft" }, about)));
+    show(card.progress, [job.state, job.step, job.progress, job.attempt], () =>
+      [progressBar(job, steps), el("p", { className: "segnode-soft" }, stepText(job, steps))]);
+    show(card.reason, [job.state, job.cause, job.remedy, Math.ceil(job.next_try_in_s ?? -1), job.facts], () =>
+      reason(job));
+    show(card.buttons, [job.actions, job.state], () =>
+      actions(job, (error) => { showProblem(this.refusal, error); this.refresh(); }));
+    if (card.seen !== job.updated_at) {
+      const detail = await ask(`jobs/${job.id}`);
+      card.seen = job.updated_at;
+      show(card.times, [detail.timings, job.updated_at], () =>
+        el("details", { open: card.times.firstChild?.open ?? false },
+          el("summary", { className: "segnode-soft" }, "Times; last change ", clock(job.updated_at)),
+          timings(detail)));
+      show(card.picture, detail.picture, () =>
+        detail.picture &&
+        el("a", { href: pictureUrl(job), target: "_blank", rel: "noopener" },
+          el("img", { className: "segnode-picture", src: pictureUrl(job),
+            alt: "Slices of the series with the segmentation drawn over them" })));
+    }
+  }
+
+  async fillForm() {
+    try {
+      const { models, destinations } = await ask("models");
+      this.models = models;
+      this.model = el("select", { name: "model" }, ...models.map((model) =>
+        el("option", { value: model.name }, `${model.name} ${model.version} (${model.modality})`)));
+      this.destination = el("select", { name: "destination" }, ...destinations.map((name) =>
+        el("option", { value: name }, name === "sender" ? "back to the sender" : name)));
+      const button = el("button", { type: "submit", className: "segnode-button segnode-main" }, "Process");
+      const parts = [el("label", {}, "Process with model ", this.model)];
+      if (destinations.length > 1) parts.push(el("label", {}, "send results ", this.destination));
+      // data-role none: jQuery Mobile leaves the controls as they are.
+      for (const control of [this.model, this.destination, button]) {
+        control.setAttribute("data-role", "none");
+      }
+      this.button = button;
+      this.form.replaceChildren(
+        ...(models.length ? [...parts, button] : ["The node has no model."]), this.status);
+    } catch (error) {
+      showProblem(this.alert, error);
+    }
+  }
+
+  async process() {
+    this.button.disabled = true;
+    try {
+      const { jobs } = await tell(`studies/${this.studyId}/process`,
+        { model: this.model.value, destination: this.destination.value });
+      const many = jobs.length === 1 ? "1 job" : `${jobs.length} jobs`;
+      this.status.textContent = `${many} for ${this.model.value}: see above.`;
+      showProblem(this.refusal, null);
+      this.refresh();
+    } catch (error) {
+      showProblem(this.refusal, error);
+    } finally {
+      this.button.disabled = false;
+    }
+  }
+
+}
+
+/** Put a button beside "Plugins" in every header, whether jQuery Mobile has drawn it yet or not. */
+function addHeaderLinks() {
+  for (const last of document.querySelectorAll('[data-role="header"] .ui-btn-left a:last-of-type')) {
+    const link = last.cloneNode(true);
+    link.href = consoleUrl();
+    link.rel = "external"; // a page of its own, not one of jQuery Mobile's
+    (link.querySelector(".ui-btn-text") ?? link).textContent = "segnode jobs";
+    for (const part of [last, ...last.querySelectorAll(".ui-corner-right")]) {
+      part.classList.remove("ui-corner-right", "ui-controlgroup-last");
+    }
+    last.after(link);
+  }
+}
+
+function start() {
+  const sheet = new URL("job.css", import.meta.url).href;
+  document.head.append(el("link", { rel: "stylesheet", href: sheet }));
+  addHeaderLinks();
+  const panel = new StudyPanel();
+  const follow = () => {
+    const studyId = openStudy();
+    if (studyId) panel.open(studyId);
+    else panel.close();
+  };
+  window.jQuery(document).bind("pageshow", follow);
+  document.addEventListener("visibilitychange", () => document.hidden || panel.refresh());
+  follow();
+}
+
+if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+else start();

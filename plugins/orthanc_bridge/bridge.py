@@ -1,0 +1,267 @@
+# Copyright (C) 2026 segnode engineers
+# SPDX-License-Identifier: AGPL-3.0-only
+"""The bridge inside Orthanc: nudges the node, and serves the node's console behind Orthanc's login.
+
+Orthanc's embedded Python runs this file, so it uses the standard library only and holds no
+decision. Nothing is lost when it fails: the node reads Orthanc's ``/changes`` by itself, and a
+nudge only shortens the wait. It reads two environment variables:
+
+``SEGNODE_CONSOLE_URL``         the node's console, for example ``http://127.0.0.1:8043``
+``SEGNODE_CONSOLE_TOKEN_FILE``  the file that holds the console's token
+"""
+
+import http.client
+import json
+import os
+import re
+import threading
+import urllib.parse
+from pathlib import Path
+
+import orthanc
+
+ROOT = "/segnode"
+ASSETS = Path(__file__).resolve().parent / "assets"
+CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+#: What is passed on to the node. Everything else is 404, whatever the node could answer.
+ALLOWED = tuple(
+    (method, re.compile(path))
+    for method, path in (
+        ("GET", r"/jobs"),
+        ("GET", r"/jobs/[0-9a-f]{32}"),
+        ("GET", r"/jobs/[0-9a-f]{32}/overlay\.png"),
+        ("POST", r"/jobs/[0-9a-f]{32}/(retry|cancel)"),
+        ("GET", r"/models"),
+        ("POST", r"/studies/[0-9a-f]{8}(-[0-9a-f]{8}){4}/process"),
+    )
+)
+ALLOWED_QUERY = ("study", "state", "limit")
+MAX_REQUEST_BYTES = 4096
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+
+NUDGE_EVERY_S = 0.25
+NUDGE_TIMEOUT_S = 2
+PROXY_TIMEOUT_S = 10
+#: Each proxied call occupies one of Orthanc's HTTP threads while the node thinks about it.
+MAX_PROXIED_CALLS = 8
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    ),
+    "Referrer-Policy": "same-origin",
+}
+
+
+class NodeSilent(Exception):
+    """The node's console gave no answer; the message says what to do."""
+
+
+def ask_node(method, path, body=None, *, timeout_s):
+    """One request to the node's console: status, content type and body of its answer."""
+    address = urllib.parse.urlsplit(os.environ.get("SEGNODE_CONSOLE_URL", ""))
+    connection = http.client.HTTPConnection(
+        address.hostname or "127.0.0.1", address.port or 80, timeout=timeout_s
+    )
+    try:
+        # Read each time: the token changes when the node is set up anew.
+        token = Path(os.environ.get("SEGNODE_CONSOLE_TOKEN_FILE", "")).read_text("ascii").strip()
+        headers = {"Authorization": f"Bearer {token}"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        connection.request(method, path, body=body, headers=headers)
+        answer = connection.getresponse()
+        content = answer.read(MAX_ANSWER_BYTES + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise NodeSilent(type(error).__name__) from error
+    finally:
+        connection.close()
+    if len(content) > MAX_ANSWER_BYTES:
+        raise NodeSilent("AnswerTooLong")
+    return answer.status, answer.getheader("Content-Type", ""), content
+
+
+class Nudger:
+    """Tells the node that something arrived: at most four times a second, never from a callback.
+
+    A nudge that fails is dropped. The log says once that the node is silent, and once that it
+    answers again.
+    """
+
+    def __init__(self):
+        self._due = threading.Event()
+        self._silent = False
+
+    def start(self):
+        threading.Thread(target=self._run, name="segnode-nudge", daemon=True).start()
+
+    def nudge(self):
+        """Return at once; the node hears of it within a quarter of a second."""
+        self._due.set()
+
+    def _run(self):
+        pause = threading.Event()  # never set: a sleep that does not hold the interpreter's lock
+        while True:
+            self._due.wait()
+            self._due.clear()
+            try:
+                status, _, _ = ask_node("POST", "/nudge", timeout_s=NUDGE_TIMEOUT_S)
+                self._note(f"HTTP {status}" if status >= 300 else "")
+            except NodeSilent as error:
+                self._note(str(error))
+            pause.wait(NUDGE_EVERY_S)
+
+    def _note(self, failure):
+        if bool(failure) == self._silent:
+            return
+        self._silent = bool(failure)
+        if failure:
+            orthanc.LogWarning(
+                f"segnode: the node does not answer ({failure}); it will find what arrives now in "
+                "the changes feed when it is back (`segnode status`)"
+            )
+        else:
+            orthanc.LogWarning("segnode: the node answers")
+
+
+def from_console_page(headers):
+    """Whether a request that changes something comes from our own page.
+
+    Orthanc checks no origin, and a browser sends its login with any site's form. It lets a foreign
+    site send neither our header nor a false ``Sec-Fetch-Site`` or ``Origin``.
+    """
+    if headers.get("x-segnode-console") != "1":
+        return False
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    origin = headers.get("origin")
+    if origin is not None:  # plain HTTP: the browser leaves Sec-Fetch-Site out
+        return urllib.parse.urlsplit(origin).netloc == headers.get("host")
+    return True
+
+
+class Console:
+    """Answers everything below ``/segnode``; Orthanc has checked the login before."""
+
+    def __init__(self, assets):
+        self._assets = assets
+        self._free_calls = threading.BoundedSemaphore(MAX_PROXIED_CALLS)
+
+    def answer(self, output, uri, **request):
+        """Orthanc's REST callback. Runs on one of Orthanc's HTTP threads."""
+        for name, value in HEADERS.items():
+            output.SetHttpHeader(name, value)
+        path = uri[len(ROOT) :]
+        if path == "/api" or path.startswith("/api/"):
+            self._proxy(output, path[len("/api") :], request)
+        elif request["method"] != "GET":
+            output.SendMethodNotAllowed("GET")
+        elif path in ("", "/"):
+            output.Redirect(f"{ROOT}/index.html")
+        elif path[1:] in self._assets:
+            content, content_type = self._assets[path[1:]]
+            output.AnswerBuffer(content, content_type)
+        else:
+            refuse(output, 404, "There is no such page in the console.", "Open /segnode/.")
+
+    def _proxy(self, output, path, request):
+        method = request["method"]
+        if not any(method == verb and route.fullmatch(path) for verb, route in ALLOWED):
+            refuse(output, 404, "The console has no such call.", "See docs/console.md.")
+            return
+        if method != "GET" and not from_console_page(request["headers"]):
+            refuse(
+                output, 403, "This call did not come from the console's own page.",
+                "Open /segnode/ and use its buttons; scripts send X-Segnode-Console: 1.",
+            )  # fmt: skip
+            return
+        body = request.get("body") or None
+        if body is not None and len(body) > MAX_REQUEST_BYTES:
+            refuse(output, 413, "The request is too long.", "Name one model and one series.")
+            return
+        query = {k: v for k, v in request.get("get", {}).items() if k in ALLOWED_QUERY}
+        if query:
+            path += "?" + urllib.parse.urlencode(query)
+        if not self._free_calls.acquire(blocking=False):
+            refuse(
+                output, 503, "The node is slow: too many console calls wait for it.",
+                "Wait a moment; if it lasts, look at `segnode status`.",
+            )  # fmt: skip
+            return
+        try:
+            status, content_type, content = ask_node(method, path, body, timeout_s=PROXY_TIMEOUT_S)
+        except NodeSilent as error:
+            refuse(
+                output, 503, f"The node does not answer ({error}).",
+                "Orthanc goes on receiving. Start the node with `segnode up`; "
+                "`segnode status` says which process is down.",
+            )  # fmt: skip
+            return
+        finally:
+            self._free_calls.release()
+        if status in (401, 403):  # ours, not the user's: a 401 would ask for Orthanc's password
+            refuse(
+                output, 503, "The node refuses the bridge's token.",
+                "Start Orthanc and the node from the same setup: `segnode down`, `segnode up`.",
+            )  # fmt: skip
+        elif status == 200:
+            output.AnswerBuffer(content, safe_type(content_type))
+        else:  # Orthanc sends every other status as text/plain
+            output.SendHttpStatus(status, content)
+
+
+def safe_type(content_type):
+    """The node's content type, if it is one that a browser never runs."""
+    kind = content_type.split(";")[0].strip().lower()
+    return kind if kind in ("application/json", "image/png") else "application/octet-stream"
+
+
+def refuse(output, status, message, remedy):
+    """An answer in the words of the node's own: what is wrong, and what to do."""
+    output.SendHttpStatus(status, json.dumps({"message": message, "remedy": remedy}).encode())
+
+
+def load_assets(folder):
+    """The console's files by name, with their content type."""
+    return {
+        file.name: (file.read_bytes(), CONTENT_TYPES[file.suffix])
+        for file in sorted(folder.iterdir())
+        if file.suffix in CONTENT_TYPES
+    }
+
+
+def connect():
+    """Register everything with Orthanc."""
+    nudger, console = Nudger(), Console(load_assets(ASSETS))
+    nudger.start()
+    arrivals = {
+        orthanc.ChangeType.NEW_INSTANCE,
+        orthanc.ChangeType.NEW_SERIES,
+        orthanc.ChangeType.ORTHANC_STARTED,
+    }
+
+    def on_change(change, _level, _resource):
+        if change in arrivals:
+            nudger.nudge()
+
+    orthanc.RegisterOnChangeCallback(on_change)
+    orthanc.RegisterRestCallback(f"{ROOT}(/.*)?", console.answer)
+    # Orthanc Explorer is at /app/explorer.html, its extensions at /plugins/explorer.js.
+    orthanc.ExtendOrthancExplorer(
+        'import("../segnode/study_panel.js").catch(function (error) {'
+        ' console.warn("segnode: no study panel", error); });'
+    )
+    orthanc.SetDescription("segnode: the processing node's jobs, on each study and in one list")
+    orthanc.SetRootUri(f"..{ROOT}/index.html")
+
+
+connect()
