@@ -24,11 +24,11 @@ from node.errors import EmptyResult, ModelFault
 from node.results.placement import check_frames
 from node.results.source import SourceSeries
 from node.results.uids import ResultIdentity
-from node.sdk import Code, Segment
+from node.sdk import Code, ModelManifest, Segment
 
 MANUFACTURER = "segnode"
 CONTENT_LABEL = "AI_SEGMENTATION"
-ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
+ARTIFICIAL_INTELLIGENCE = Code(value="123110", scheme="DCM", meaning="Artificial Intelligence")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Algorithm:
     name, version
         As the model's manifest states them, ASCII.
     digest
-        SHA-256 of the model package (manifest and weights), 64 hexadecimal digits: as long as a
+        SHA-256 of the model package (manifest, code and weights), 64 hexadecimal digits: as long as a
         value of SoftwareVersions may be.
     family
         What kind of algorithm, of CID 7162.
@@ -50,6 +50,11 @@ class Algorithm:
     version: str
     digest: str
     family: Code = ARTIFICIAL_INTELLIGENCE
+
+    @classmethod
+    def of(cls, manifest: ModelManifest) -> Algorithm:
+        """The model that a manifest describes."""
+        return cls(name=manifest.name, version=manifest.version, digest=manifest.digest)
 
 
 def encode_seg(
@@ -178,7 +183,7 @@ def _describe(
         ),
         tracking_uid=identity.uid(f"tracking:{segment.number}"),
         tracking_id=f"{algorithm.name} {segment.label}",
-        display_color=hd.color.CIELabColor.from_rgb(*segment.colour),
+        display_color=hd.color.CIELabColor.from_rgb(*segment.rgb),
     )
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import highdicom as hd
 import numpy as np
 import pytest
-from node.sdk import Code, Segment
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
@@ -25,11 +24,25 @@ from node.errors import EmptyResult, GeometryError, ModelFault, Quarantined, Rej
 from node.results.placement import check_frames
 from node.results.seg import Algorithm, encode_seg
 from node.results.uids import ResultIdentity, result_uid
+from node.sdk import Code, Segment
 
-ANATOMY = Code("123037004", "SCT", "Anatomical Structure")
+ANATOMY = Code(value="123037004", scheme="SCT", meaning="Anatomical Structure")
+
+
+def lung(number: int, side: str, code: str, rgb: tuple[int, int, int]) -> Segment:
+    meaning = f"{side} lung"
+    return Segment(
+        number=number,
+        label=meaning,
+        category=ANATOMY,
+        type=Code(value=code, scheme="SCT", meaning=meaning),
+        rgb=rgb,
+    )
+
+
 SEGMENTS = (
-    Segment(1, "Left lung", ANATOMY, Code("44029006", "SCT", "Left lung"), (255, 140, 0)),
-    Segment(2, "Right lung", ANATOMY, Code("3341006", "SCT", "Right lung"), (0, 200, 255)),
+    lung(1, "Left", "44029006", (255, 140, 0)),
+    lung(2, "Right", "3341006", (0, 200, 255)),
 )
 ALGORITHM = Algorithm(name="ct_lungs", version="1.2.0", digest="ab" * 32)
 IDENTITY = ResultIdentity.for_job(
@@ -248,7 +261,7 @@ def test_display_colour_survives_within_cielab_rounding() -> None:
     result = encode_seg(labels_for(headers), headers, SEGMENTS, ALGORITHM, IDENTITY)
     for item, segment in zip(result.SegmentSequence, SEGMENTS, strict=True):
         colour = hd.color.CIELabColor.from_dicom_value(item.RecommendedDisplayCIELabValue)
-        assert colour.to_rgb() == pytest.approx(segment.colour, abs=3)
+        assert colour.to_rgb() == pytest.approx(segment.rgb, abs=3)
 
 
 def test_the_same_job_makes_the_same_bytes() -> None:
