@@ -37,12 +37,16 @@ class Orientation:
     def apply(self, array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
         """View of ``array`` with axes along patient (z, y, x)."""
         turned = array.transpose(self.axes)
-        return np.flip(turned, [axis for axis in range(3) if self.flips[axis]])
+        return turned[self._reversed()]
 
     def undo(self, array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
         """Inverse of :meth:`apply`."""
-        flipped = np.flip(array, [axis for axis in range(3) if self.flips[axis]])
-        return flipped.transpose(tuple(int(i) for i in np.argsort(self.axes)))
+        back = (self.axes.index(0), self.axes.index(1), self.axes.index(2))
+        return array[self._reversed()].transpose(back)
+
+    def _reversed(self) -> tuple[slice, slice, slice]:
+        first, second, third = (slice(None, None, -1 if flip else 1) for flip in self.flips)
+        return first, second, third
 
 
 def patient_orientation(affine: npt.NDArray[np.float64]) -> Orientation:
@@ -83,9 +87,7 @@ class PlaneGrid:
     source_spacing_mm: tuple[float, float]
     center: tuple[float, float]
 
-    def from_source(
-        self, planes: npt.NDArray[Any], outside: float
-    ) -> npt.NDArray[np.float32]:
+    def from_source(self, planes: npt.NDArray[Any], outside: float) -> npt.NDArray[np.float32]:
         """Sample source planes (..., rows, columns) as (..., size, size).
 
         ``outside`` is the value beyond the source's edge. Where the grid is coarser than the
@@ -127,7 +129,8 @@ def _linear_weights(
     # Normalised over inputs that may not exist: at -margin, half of the kernel.
     full = np.maximum(0.0, 1.0 - np.abs(np.arange(-margin, margin + 1) - (at % 1)[:, None]) / reach)
     weights /= full.sum(axis=1, keepdims=True)
-    return weights[:, margin:-margin].astype(np.float32)
+    inside: npt.NDArray[np.float32] = weights[:, margin:-margin].astype(np.float32)
+    return inside
 
 
 def _sample(
@@ -138,7 +141,7 @@ def _sample(
 ) -> npt.NDArray[np.float32]:
     # Two matrix products per plane: several times faster than a general affine transform.
     shifted = planes.astype(np.float32) - np.float32(outside)
-    sampled: npt.NDArray[np.float32] = rows @ (shifted @ columns.T)
+    sampled = np.matmul(rows, np.matmul(shifted, columns.T))
     sampled += np.float32(outside)
     return sampled
 

@@ -19,6 +19,7 @@ from pydicom.dataset import Dataset
 
 from node.errors import GeometryError
 from node.imaging.pixels import modality_values
+from node.sdk import Volume
 
 AFFINE_KEYWORDS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 SAME_IN_ALL_KEYWORDS = ("Rows", "Columns", "PixelSpacing", "FrameOfReferenceUID")
@@ -57,28 +58,6 @@ class Geometry:
     affine: FloatArray
     spacing_mm: tuple[float, float, float]
     shape: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Volume:
-    """Stacked slices.
-
-    Attributes
-    ----------
-    array
-        int16, shape (slices, rows, columns); Hounsfield units for CT.
-    affine
-        4x4 float64, index (slice, row, column) to patient LPS, millimetres.
-    spacing_mm
-        Along (slice, row, column).
-    sop_instance_uids
-        One per slice, in slice order.
-    """
-
-    array: npt.NDArray[np.int16]
-    affine: FloatArray
-    spacing_mm: tuple[float, float, float]
-    sop_instance_uids: tuple[str, ...]
 
 
 def volume_from_series(instances: Sequence[Dataset]) -> Volume:

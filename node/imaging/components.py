@@ -1,0 +1,58 @@
+"""3-D components of a label map."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+
+def keep_large_components(
+    labels: npt.NDArray[np.uint8],
+    voxel_ml: float,
+    min_component_ml: float,
+    min_component_share: float,
+    min_segment_ml: float,
+) -> npt.NDArray[np.uint8]:
+    """A copy of a label map without the specks.
+
+    Each segment keeps the components (touching by faces) of at least ``min_component_ml`` and
+    ``min_component_share`` of its largest one. A speck that is enclosed in another segment's voxels
+    becomes part of it. A segment that keeps less than ``min_segment_ml`` is removed.
+
+    ``labels`` is uint8, shape (slices, rows, columns), 0 background.
+    """
+    result = labels.copy()
+    for number in _numbers(labels):
+        regions, count = ndimage.label(labels == number)
+        volumes_ml = np.bincount(regions.ravel(), minlength=count + 1)[1:] * voxel_ml
+        smallest_ml = max(min_component_ml, min_component_share * float(volumes_ml.max()))
+        kept_ml = float(volumes_ml[volumes_ml >= smallest_ml].sum())
+        if kept_ml < min_segment_ml:
+            result[labels == number] = 0
+            continue
+        for region, box in enumerate(ndimage.find_objects(regions), start=1):
+            if volumes_ml[region - 1] < smallest_ml:
+                _absorb(result, regions, region, box)
+    return result
+
+
+def _absorb(
+    result: npt.NDArray[np.uint8],
+    regions: npt.NDArray[np.int32],
+    region: int,
+    box: tuple[slice, slice, slice],
+) -> None:
+    """Give one component the label of most of its neighbouring voxels."""
+    around = tuple(
+        slice(max(side.start - 1, 0), min(side.stop + 1, length))
+        for side, length in zip(box, regions.shape, strict=True)
+    )
+    mask = regions[around] == region
+    rim = ndimage.binary_dilation(mask) & ~mask
+    neighbours = np.bincount(result[around][rim], minlength=1)
+    result[around][mask] = int(neighbours.argmax()) if rim.any() else 0
+
+
+def _numbers(labels: npt.NDArray[np.uint8]) -> list[int]:
+    return [int(number) for number in np.flatnonzero(np.bincount(labels.ravel())) if number]
