@@ -1,0 +1,156 @@
+"""The part of Orthanc's configuration that differs from site to site.
+
+Orthanc reads a folder of JSON files and refuses to start when a key stands in two of them. The
+folder holds ``orthanc.json`` of the repository, unchanged, and two files written here::
+
+    orthanc.json       everything that is the same everywhere (0644)
+    modalities.json    DicomModalities: who may speak DICOM to us, and what each may do (0644)
+    users.json         RegisteredUsers: HTTP users and passwords (0600)
+
+Ports and paths reach ``orthanc.json`` through the variables of :func:`orthanc_environment`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# PS3.5 6.2, VR AE: at most 16 characters of the default repertoire, no backslash, and by
+# Orthanc's "StrictAetComparison" compared as they are, so no padding.
+_AE_TITLE = re.compile(r"[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?")
+# Becomes a path segment of Orthanc's REST interface: /modalities/{name}.
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True)
+class DicomPeer:
+    """One system that may speak DICOM to Orthanc.
+
+    Parameters
+    ----------
+    name
+        What the node calls it, for example ``pacs``; letters, digits, ``-`` and ``_``.
+    ae_title, host, port
+        How it presents itself, the address that it calls from and is called at.
+    may_store
+        Whether it may send objects by C-STORE.
+    may_query
+        Whether it may use C-FIND, C-MOVE and C-GET. Never needed by the node: the stand-in PACS of
+        the demo grants it to the node.
+    """
+
+    name: str
+    ae_title: str
+    host: str
+    port: int
+    may_store: bool = True
+    may_query: bool = False
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"peer name {self.name!r}: letters, digits, '-' and '_' only")
+        if not _AE_TITLE.fullmatch(self.ae_title):
+            raise ValueError(f"peer {self.name}: an AE title has 1 to 16 ASCII characters, no '\\'")
+        if not self.host:
+            raise ValueError(f"peer {self.name}: host is empty")
+        if not 0 < self.port < 65536:
+            raise ValueError(f"peer {self.name}: port {self.port} is not between 1 and 65535")
+
+
+def modalities_section(peers: Sequence[DicomPeer]) -> dict[str, Any]:
+    """``DicomModalities`` with every right written out, because Orthanc's default for each is yes.
+
+    Storage commitment stands open in both directions to every peer: a peer that sends may ask
+    whether we keep the object, and a destination reports on what we sent it.
+    """
+    names = [peer.name for peer in peers]
+    if len(set(names)) != len(names):
+        raise ValueError("two DICOM peers have the same name")
+    return {
+        "DicomModalities": {
+            peer.name: {
+                "AET": peer.ae_title,
+                "Host": peer.host,
+                "Port": peer.port,
+                "AllowEcho": True,
+                "AllowStore": peer.may_store,
+                "AllowFind": peer.may_query,
+                "AllowFindWorklist": False,
+                "AllowGet": peer.may_query,
+                "AllowMove": peer.may_query,
+                "AllowStorageCommitment": True,
+            }
+            for peer in peers
+        }
+    }
+
+
+def users_section(users: Mapping[str, str]) -> dict[str, Any]:
+    """``RegisteredUsers``: name to password. Every user may do everything in Orthanc."""
+    if not users or not all(name and password for name, password in users.items()):
+        raise ValueError("Orthanc needs at least one HTTP user, each with a password")
+    return {"RegisteredUsers": dict(users)}
+
+
+def write_configuration(
+    folder: Path, base: Path, *, peers: Sequence[DicomPeer], users: Mapping[str, str]
+) -> None:
+    """Make ``folder`` the configuration to start Orthanc on: ``base`` and the two generated files.
+
+    Files that a site has put there for keys of its own stay. Each file is replaced as a whole, so
+    that an Orthanc which starts meanwhile reads the old or the new one.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _replace(folder / "orthanc.json", base.read_bytes(), 0o644)
+    _replace(folder / "modalities.json", _as_json(modalities_section(peers)), 0o644)
+    _replace(folder / "users.json", _as_json(users_section(users)), 0o600)
+
+
+def orthanc_environment(
+    *,
+    ae_title: str,
+    dicom_port: int,
+    http_port: int,
+    storage: Path,
+    index: Path,
+    http_address: str = "127.0.0.1",
+    bridge: Path | None = None,
+    maximum_storage_mb: int = 0,
+) -> dict[str, str]:
+    """The variables that fill the ``${...}`` of ``orthanc.json``, for ``deploy/run-orthanc``.
+
+    ``maximum_storage_mb`` 0 means no limit; above a limit Orthanc refuses what comes.
+    """
+    if not _AE_TITLE.fullmatch(ae_title):
+        raise ValueError("an AE title has 1 to 16 ASCII characters, no backslash, no outer blanks")
+    environment = {
+        "SEGNODE_ORTHANC_AE_TITLE": ae_title,
+        "SEGNODE_ORTHANC_DICOM_PORT": str(dicom_port),
+        "SEGNODE_ORTHANC_HTTP_PORT": str(http_port),
+        "SEGNODE_ORTHANC_HTTP_ADDRESS": http_address,
+        "SEGNODE_ORTHANC_STORAGE": str(storage),
+        "SEGNODE_ORTHANC_INDEX": str(index),
+        "SEGNODE_ORTHANC_MAXIMUM_STORAGE_MB": str(maximum_storage_mb),
+    }
+    if bridge is not None:
+        environment["SEGNODE_ORTHANC_BRIDGE"] = str(bridge)
+    return environment
+
+
+def _as_json(section: Mapping[str, Any]) -> bytes:
+    return json.dumps(section, indent=2).encode("ascii") + b"\n"
+
+
+def _replace(path: Path, data: bytes, mode: int) -> None:
+    # A leading dot and no ".json" at its end: Orthanc does not read the half-written file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    temporary.chmod(mode)
+    temporary.replace(path)
