@@ -40,8 +40,11 @@ def place_of(error: BaseException) -> str:
     return f"{last.filename.rsplit('/', 2)[-1]}:{last.lineno}"
 
 
-def configure(process: str) -> None:
-    """Write this process's log as JSON lines; foreign loggers only from WARNING, without text."""
+def configure(process: str, *, quiet: bool = False) -> None:
+    """Write this process's log as JSON lines; foreign loggers only from WARNING, without text.
+
+    ``quiet`` writes nothing below an error: a person is looking at a progress bar.
+    """
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -50,7 +53,10 @@ def configure(process: str) -> None:
             _only_allowed,
             structlog.processors.JSONRenderer(sort_keys=True),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.ERROR if quiet else logging.INFO
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr if quiet else sys.stdout),
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.bind_contextvars(process=process)

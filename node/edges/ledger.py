@@ -321,6 +321,22 @@ class Ledger:
             row = tx.execute(sa.select(_jobs).where(_jobs.c.id == job_id)).one_or_none()
         return _job(row._mapping) if row else None
 
+    def find(self, beginning: str) -> Job:
+        """The one job whose id begins like this.
+
+        Raises
+        ------
+        NotPossible
+            No job does, or several do.
+        """
+        query = sa.select(_jobs).where(_jobs.c.id.startswith(beginning, autoescape=True)).limit(2)
+        with self._transaction() as tx:
+            found = [_job(row._mapping) for row in tx.execute(query)]
+        if len(found) != 1:
+            how_many = "more than one job" if found else "no job"
+            raise NotPossible(f"There is {how_many} whose id begins with {beginning}.")
+        return found[0]
+
     def jobs(self, limit: int = 200, study_id: str | None = None) -> list[Job]:
         """The newest jobs first, of one study if asked."""
         query = sa.select(_jobs).order_by(_jobs.c.created_at.desc(), _jobs.c.id).limit(limit)

@@ -15,8 +15,9 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.multival import MultiValue
 
-from node.errors import NoMatchingModel, UnsuitableInput
-from node.imaging.volume import check_geometry
+from node.errors import NoMatchingModel
+from node.imaging.suitability import require_suitable
+from node.imaging.volume import series_geometry
 from node.jobs import Job, Routed, Wish
 from node.pipeline.headers import read_headers
 from node.ports import Instances
@@ -25,7 +26,7 @@ from node.settings import Condition, Rule
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Slices:
     """What a rule may ask about the slices of a series; None where the headers do not say."""
 
     slice_count: int
@@ -58,12 +59,9 @@ def route(
         wishes = [Wish(**{**job.facts["wish"], "destinations": tuple(job.destinations)})]
     else:
         wishes = [_wish(rule, models) for rule in matching_rules(headers, rules, match_all)]
+    geometry = series_geometry(headers)
     for wish in wishes:
-        manifest = models[wish.model]
-        refusal = manifest.refusal(headers)
-        if refusal:
-            raise UnsuitableInput(f"Model {manifest.name} cannot take this series: {refusal}")
-    check_geometry(headers)
+        require_suitable(models[wish.model].input, headers, geometry)
     return Routed(tuple(wishes))
 
 
@@ -71,10 +69,10 @@ def matching_rules(
     headers: Sequence[Dataset], rules: Sequence[Rule], match_all: bool
 ) -> list[Rule]:
     """The first rule, or all rules, whose every condition holds; highest priority first."""
-    geometry = geometry_of(headers)
+    slices = slices_of(headers)
     found, missed = [], []
     for rule in sorted(rules, key=lambda rule: -rule.priority):
-        failed = next((c for c in rule.when if not _holds(c, headers[0], geometry)), None)
+        failed = next((c for c in rule.when if not _holds(c, headers[0], slices)), None)
         if failed is None:
             found.append(rule)
             if not match_all:
@@ -94,9 +92,9 @@ def rule_version(rule: Rule) -> str:
     return hashlib.sha256(written.encode()).hexdigest()[:12]
 
 
-def geometry_of(headers: Sequence[Dataset]) -> Geometry:
+def slices_of(headers: Sequence[Dataset]) -> Slices:
     """Slice count, thickness and median spacing along the slice normal, in millimetres."""
-    return Geometry(
+    return Slices(
         slice_count=len(headers),
         slice_thickness_mm=_number(headers[0].get("SliceThickness")),
         slice_spacing_mm=_spacing_mm(headers),
@@ -113,9 +111,9 @@ def _wish(rule: Rule, models: Mapping[str, ModelManifest]) -> Wish:
     )
 
 
-def _holds(condition: Condition, header: Dataset, geometry: Geometry) -> bool:
+def _holds(condition: Condition, header: Dataset, slices: Slices) -> bool:
     if condition.geometry:
-        value = getattr(geometry, condition.geometry)
+        value = getattr(slices, condition.geometry)
         values = [] if value is None else [value]
     else:
         assert condition.tag is not None  # noqa: S101 - the settings see to it

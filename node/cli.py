@@ -1,0 +1,236 @@
+"""The `segnode` command: arguments in, tables out. What it does is in the modules it calls."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from node import log
+from node.errors import NodeError
+from node.settings import load, load_compute
+
+if TYPE_CHECKING:
+    from node.edges.ledger import Ledger
+
+app = typer.Typer(
+    name="segnode",
+    help="A DICOM processing node: a CT that a PACS pushes comes back as a DICOM SEG.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+pacs_app = typer.Typer(help="Destinations: what they are and what they take.", no_args_is_help=True)
+app.add_typer(pacs_app, name="pacs")
+
+_out = Console()
+_err = Console(stderr=True)
+
+JobId = Annotated[str, typer.Argument(help="Id of the job, or the beginning of it.")]
+
+
+@app.command()
+def up() -> None:
+    """Start the node: Orthanc, Redis, the watch, the console and the workers."""
+    from node import service
+
+    settings = load()
+    with _out.status("starting ..."):
+        for part in service.up(settings):
+            _out.print(f"[green]✓[/] {part}")
+    _out.print(
+        f"\nThe node is up. DICOM: AE title [bold]{settings.dicom.ae_title}[/], "
+        f"port {settings.dicom.port}."
+    )
+    _out.print(f"Console: {settings.orthanc_url}/segnode/  (user segnode, password in "
+               f"{settings.folder('secrets')}/orthanc_password)")  # fmt: skip
+
+
+@app.command()
+def down() -> None:
+    """Stop the node. Nothing is lost: it goes on where it was."""
+    from node import service
+
+    with _out.status("stopping ..."):
+        stopped = service.down(load())
+    _out.print("The node is down." if stopped else "The node was not running.")
+
+
+@app.command()
+def status() -> None:
+    """Which processes run, and how many jobs are in which state."""
+    from node import tables
+    from node.edges.supervisor import Supervisor
+    from node.wiring import Hospital
+
+    settings = load()
+    processes = Supervisor(settings.var_dir).processes()
+    _out.print(tables.processes(processes))
+    _out.print(tables.job_counts(Hospital(settings).ledger.jobs(limit=10_000)))
+    if any(process.state != "RUNNING" for process in processes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor() -> None:
+    """Check everything that the node needs, and say what to do about what is wrong."""
+    from node import tables
+    from node.doctor import examine
+
+    findings = list(examine(load()))
+    _out.print(tables.findings(findings))
+    if any(finding.level == "wrong" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def jobs(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 50,
+) -> None:
+    """What became of every series that arrived: state, cause, remedy."""
+    from node import tables
+    from node.edges.console_json import job_shown
+
+    found = _ledger().jobs(limit=limit)
+    if as_json:
+        now = time.time()
+        _print_json([job_shown(job, now) for job in found])
+    else:
+        _out.print(tables.jobs(found))
+
+
+@app.command()
+def job(job_id: JobId, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """One job: its steps, how long each took, why it waits or stopped."""
+    from node import tables
+    from node.edges.console_json import job_shown, timings_shown
+
+    ledger = _ledger()
+    found = ledger.find(job_id)
+    attempts = ledger.attempts(found.id)
+    if as_json:
+        now = time.time()
+        _print_json({**job_shown(found, now), **timings_shown(attempts, now)})
+    else:
+        _out.print(tables.job(found, attempts))
+
+
+@app.command()
+def retry(job_id: JobId) -> None:
+    """Start a stopped job again at the step where it stopped."""
+    ledger = _ledger()
+    again = ledger.retry(ledger.find(job_id).id)
+    _out.print(f"Job {again.id[:8]} starts step {again.step} again.")
+
+
+@app.command()
+def cancel(job_id: JobId) -> None:
+    """Stop a job. What was received stays in Orthanc."""
+    ledger = _ledger()
+    stopped = ledger.cancel(ledger.find(job_id).id)
+    _out.print(f"Job {stopped.id[:8]} is {stopped.state}.")
+
+
+@app.command()
+def models() -> None:
+    """The models found, what each takes and gives."""
+    from node import tables
+    from node.packages import find_models
+
+    _out.print(tables.models(find_models(load().models_dir)))
+
+
+@pacs_app.command("check")
+def pacs_check(name: Annotated[str, typer.Argument(help="Name of the peer.")]) -> None:
+    """Ask a destination what it takes: echo, SOP classes, transfer syntaxes, query, commitment."""
+    from node import tables
+    from node.doctor import check_destination
+    from node.wiring import Hospital
+
+    findings = check_destination(Hospital(load()), name)
+    _out.print(tables.findings(findings))
+    if any(finding.level == "wrong" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def process(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="DICOM, any depth.")],
+    model: Annotated[str, typer.Option(help="Name of a model (`segnode models`).")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Where the results are written.")],
+) -> None:
+    """The same steps without servers, for a folder of DICOM."""
+    from node import tables
+    from node.process import process_folder
+
+    log.configure("process", quiet=True)
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
+        console=_err,
+    ) as progress:  # fmt: skip
+        bar = progress.add_task("reading", total=1.0)
+
+        def report(text: str, share: float) -> None:
+            progress.update(bar, description=text, completed=share)
+
+        written = process_folder(load(), folder, model, out, report)
+    _out.print(tables.written(written))
+    if not all(one.ok for one in written):
+        raise typer.Exit(1)
+
+
+@app.command(hidden=True)
+def run(role: Literal["watch", "console", "worker", "compute"]) -> None:
+    """One process of the node, in the foreground: what the supervisor or a container starts."""
+    log.configure(role)
+    if role == "compute":
+        from node.wiring import run_compute
+
+        run_compute(load_compute())
+        return
+    from node.wiring import Hospital
+
+    hospital = Hospital(load())
+    {"watch": hospital.run_watch, "console": hospital.run_console, "worker": hospital.run_worker}[
+        role
+    ]()
+
+
+def main() -> None:
+    """Run the command; a failure is two lines, what is wrong and what to do, and status 1."""
+    from node.edges.ledger import NotPossible
+
+    try:
+        app()
+    except NodeError as error:
+        _fail(str(error), error.remedy)
+    except NotPossible as error:
+        _fail(str(error), "`segnode jobs` lists all jobs.")
+
+
+def _fail(cause: str, remedy: str) -> None:
+    _err.print(f"[red]✗[/] {cause}", highlight=False)
+    _err.print(f"  [bold]→[/] {remedy}", highlight=False)
+    sys.exit(1)
+
+
+def _ledger() -> Ledger:
+    from node.wiring import Hospital
+
+    return Hospital(load()).ledger
+
+
+def _print_json(value: object) -> None:
+    json.dump(value, sys.stdout, indent=2, sort_keys=True)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""`segnode doctor` and `segnode pacs check`: look at everything, say what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+
+from pydicom.uid import (
+    BasicTextSRStorage,
+    Comprehensive3DSRStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+
+from node import service
+from node.errors import NodeError
+from node.packages import verify
+from node.settings import DicomPeer, Settings
+from node.tables import Finding
+from node.wiring import Hospital
+
+_TOOLS = {
+    "bwrap": "runs Orthanc in its own root",
+    "redis-server": "the broker",
+}
+_LOW_DISK_BYTES = 5 * 2**30
+_RESULT_CLASSES = {
+    "Segmentation": SegmentationStorage,
+    "Comprehensive 3D SR": Comprehensive3DSRStorage,
+    "Basic Text SR": BasicTextSRStorage,
+    "Secondary Capture": SecondaryCaptureImageStorage,
+}
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Everything that the node needs, from programs to peers."""
+    hospital = Hospital(settings)
+    yield from _programs(settings)
+    yield from _disk(settings)
+    yield from _secrets(hospital)
+    yield from _models(hospital)
+    yield from _recipe(hospital)
+    yield from _rules(settings)
+    yield from _parts(hospital)
+    for peer in (*settings.dicom_peers, *settings.dicomweb_peers):
+        yield _echo(hospital, peer.name)
+
+
+def check_destination(hospital: Hospital, name: str) -> list[Finding]:
+    """What one destination is and takes.
+
+    Raises
+    ------
+    NodeError
+        There is no peer of that name.
+    """
+    if name not in hospital.destinations:
+        raise NodeError(
+            f"There is no peer {name!r}",
+            remedy=f"Peers in segnode.toml: {', '.join(hospital.destinations) or 'none'}.",
+        )
+    found = [_echo(hospital, name)]
+    peer = next((peer for peer in hospital.settings.dicom_peers if peer.name == name), None)
+    if found[0].level == "wrong" or peer is None:
+        return found
+    return found + list(_negotiated(hospital, peer))
+
+
+def _negotiated(hospital: Hospital, peer: DicomPeer) -> Iterator[Finding]:
+    destination = hospital.dicom(peer)
+    syntaxes = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+    answer = destination.negotiate(tuple(_RESULT_CLASSES.values()), syntaxes)
+    for title, sop_class in _RESULT_CLASSES.items():
+        taken = [syntax.name for syntax in syntaxes if answer.storage[sop_class, syntax]]
+        needed = sop_class == SegmentationStorage
+        yield Finding(
+            "good" if taken else ("wrong" if needed else "note"),
+            title,
+            f"taken in {', '.join(taken)}" if taken else "not taken",
+            "" if taken else "Have the PACS accept this SOP class from this AE title.",
+        )
+    yield _offered("Query (C-FIND)", answer.study_root_find, "proof of delivery without commitment")
+    yield _offered(
+        "Storage commitment", answer.storage_commitment, "the strongest proof of delivery"
+    )
+
+
+def _offered(subject: str, offered: bool, use: str) -> Finding:
+    if offered:
+        return Finding("good", subject, f"offered: {use}")
+    return Finding("note", subject, f"not offered; it would be {use}")
+
+
+def _programs(settings: Settings) -> Iterator[Finding]:
+    for tool, use in _TOOLS.items():
+        if shutil.which(tool):
+            yield Finding("good", tool, f"installed; {use}")
+        else:
+            yield Finding("wrong", tool, f"not installed; {use}", "Run `make setup`.")
+    if settings.orthanc.url is None and not os.access(settings.orthanc.launcher, os.X_OK):
+        yield Finding(
+            "wrong", "Orthanc", f"{settings.orthanc.launcher} cannot be run", "Run `make setup`."
+        )
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    settings.var_dir.mkdir(parents=True, exist_ok=True)
+    usage = shutil.disk_usage(settings.var_dir)
+    text = f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f}"
+    if usage.free < _LOW_DISK_BYTES:
+        yield Finding("wrong", "disk", text, "Free space: the node needs at least 5 GiB.")
+    else:
+        yield Finding("good", "disk", text)
+
+
+def _secrets(hospital: Hospital) -> Iterator[Finding]:
+    for name in service.SECRETS:
+        path = hospital.secret_path(name)
+        if not path.exists():
+            yield Finding("note", name, "not made yet", "`segnode up` makes it.")
+        elif path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            yield Finding("wrong", name, "others can read it", f"chmod 600 {path}")
+        else:
+            yield Finding("good", name, "only its owner can read it")
+
+
+def _models(hospital: Hospital) -> Iterator[Finding]:
+    try:
+        models = hospital.models
+    except NodeError as error:
+        yield Finding("wrong", "models", str(error), error.remedy)
+        return
+    for name in models:
+        try:
+            verify(hospital.settings.models_dir / name)
+        except NodeError as error:
+            yield Finding("wrong", f"model {name}", str(error), error.remedy)
+        else:
+            yield Finding("good", f"model {name}", "weights are the published ones (SHA-256)")
+
+
+def _recipe(hospital: Hospital) -> Iterator[Finding]:
+    recipe = hospital.settings.deidentify.recipe
+    try:
+        _ = hospital.policy
+    except Exception as error:  # noqa: BLE001 - shown to the person who wrote the recipe
+        yield Finding("wrong", "de-identification", str(error), "Correct the recipe.")
+    else:
+        over = f", with {recipe.name} over it" if recipe else ""
+        yield Finding("good", "de-identification", f"PS3.15 basic profile{over}")
+
+
+def _rules(settings: Settings) -> Iterator[Finding]:
+    if settings.rules:
+        yield Finding("good", "rules", ", ".join(rule.name for rule in settings.rules))
+    else:
+        yield Finding(
+            "note", "rules", "none: every series is kept and none is processed",
+            "Write [[rules]] in segnode.toml; segnode.example.toml shows how.",
+        )  # fmt: skip
+
+
+def _parts(hospital: Hospital) -> Iterator[Finding]:
+    for part in service.parts(hospital):
+        try:
+            answers = part.answers()
+        except NodeError:
+            answers = False
+        if answers:
+            yield Finding("good", part.name, "answers")
+        else:
+            yield Finding("wrong", part.name, "does not answer", "Run `segnode up`, see var/log.")
+
+
+def _echo(hospital: Hospital, name: str) -> Finding:
+    try:
+        hospital.destinations[name].echo()
+    except NodeError as error:
+        return Finding("wrong", f"peer {name}", str(error), error.remedy)
+    return Finding("good", f"peer {name}", "answers")

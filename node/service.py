@@ -1,0 +1,217 @@
+"""`segnode up` and `segnode down`: secrets, configuration files, processes, and the wait."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import redis
+
+from node.edges import secret_files
+from node.edges.orthanc_config import Peer, orthanc_configuration, write_configuration
+from node.edges.supervisor import Program, Supervisor
+from node.errors import NodeError
+from node.settings import BadSettings, Settings
+from node.wiring import ORTHANC_USER, Hospital
+
+SECRETS = ("orthanc_password", "broker_password", "console_token", "vault_key", "pseudonym_key")
+
+#: What DCMTK and Orthanc need to send small packets at once: 20 instances a second without it.
+TCP_NODELAY = {"TCP_NODELAY": "1"}
+
+
+class DidNotStart(NodeError):
+    """A process of the node did not come up."""
+
+    default_remedy = "See its log below the var folder, then run `segnode up` again."
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the node and the question whether it answers."""
+
+    name: str
+    answers: Callable[[], bool]
+
+
+def up(settings: Settings, timeout_s: float = 60.0) -> Iterator[str]:
+    """Start what is not running, and yield the name of each part as soon as it answers.
+
+    Raises
+    ------
+    BadSettings
+        Something is configured that cannot work; nothing was started.
+    DidNotStart
+        A part does not answer in time; the message names it and its log.
+    """
+    hospital = Hospital(settings)
+    _ = hospital.models  # a rule that names an unknown model stops the start here
+    supervisor = Supervisor(settings.var_dir)
+    if not supervisor.is_running():
+        _check_ports_are_free(settings)
+        _write_secrets(settings)
+        _ = hospital.policy  # so does a recipe that cannot be understood
+        supervisor.start(_programs(hospital))
+    deadline = time.monotonic() + timeout_s
+    for part in parts(hospital):
+        while not part.answers():
+            if time.monotonic() > deadline:
+                raise DidNotStart(
+                    f"{part.name} does not answer after {timeout_s:.0f} s",
+                    remedy=f"See {settings.var_dir}/log, then run `segnode up` again.",
+                )
+            time.sleep(0.1)
+        yield part.name
+
+
+def down(settings: Settings) -> bool:
+    """Stop every process; False when nothing was running."""
+    return Supervisor(settings.var_dir).stop()
+
+
+def parts(hospital: Hospital) -> Sequence[Part]:
+    """Everything that must answer, in the order of starting."""
+    return (
+        Part("broker", lambda: _redis_answers(hospital.broker_url)),
+        Part("orthanc", lambda: _orthanc_answers(hospital)),
+        Part("console", lambda: _console_answers(hospital.settings)),
+        Part("hospital worker", lambda: _worker_answers(hospital, "hospital")),
+        Part("compute worker", lambda: _worker_answers(hospital, "compute")),
+    )
+
+
+def _programs(hospital: Hospital) -> list[Program]:
+    settings = hospital.settings
+    segnode = [sys.executable, "-m", "node.cli", "run"]
+    configured = os.environ.get("SEGNODE_CONFIG", "segnode.toml")
+    own = {"SEGNODE_CONFIG": str(Path(configured).absolute()), "PYTHONUNBUFFERED": "1"}
+    programs = [
+        Program("watch", [*segnode, "watch"], own, priority=30),
+        Program("console", [*segnode, "console"], own, priority=30),
+        Program("worker", [*segnode, "worker"], own, priority=30, stop_wait_s=30),
+        Program("compute", [*segnode, "compute"], _compute_environment(hospital), 30, alone=True),
+    ]
+    if settings.broker.url is None:
+        programs.append(Program("redis", ["redis-server", _redis_file(hospital)], {}, priority=10))
+    if settings.orthanc.url is None:
+        programs.append(_orthanc_program(hospital))
+    return programs
+
+
+def _compute_environment(hospital: Hospital) -> dict[str, str]:
+    """All that the compute zone is told: no ledger, no vault, no Orthanc, no peer."""
+    settings = hospital.settings
+    return {
+        "PATH": os.defpath,
+        "HOME": "/nonexistent",
+        "PYTHONUNBUFFERED": "1",
+        "SEGNODE_COMPUTE_BROKER_URL": hospital.broker_url,
+        "SEGNODE_COMPUTE_ARTIFACTS_DIR": str(settings.folder("artifacts").absolute()),
+        "SEGNODE_COMPUTE_MODELS_DIR": str(settings.models_dir.absolute()),
+        "SEGNODE_COMPUTE_THREADS": str(settings.workers.compute_threads),
+    }
+
+
+def _redis_file(hospital: Hospital) -> str:
+    """Redis on loopback, with a password, and without files: the ledger remembers."""
+    folder = (hospital.settings.var_dir / "redis").absolute()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lines = [
+        "bind 127.0.0.1",
+        f"port {hospital.settings.broker.port}",
+        f"requirepass {hospital.secret('broker_password')}",
+        f"dir {folder}",
+        'save ""',
+        "appendonly no",
+        "daemonize no",
+    ]
+    return _private_file(folder / "redis.conf", "\n".join(lines) + "\n")
+
+
+def _orthanc_program(hospital: Hospital) -> Program:
+    settings = hospital.settings
+    folder = (settings.var_dir / "orthanc").absolute()
+    configuration = orthanc_configuration(
+        users={ORTHANC_USER: hospital.secret("orthanc_password")},
+        peers=[
+            Peer(peer.name, peer.ae_title, peer.host, peer.port, may_store=peer.may_send)
+            for peer in settings.dicom_peers
+        ],
+    )
+    write_configuration(folder, settings.orthanc.configuration, configuration)
+    environment = TCP_NODELAY | {
+        "SEGNODE_AE_TITLE": settings.dicom.ae_title,
+        "SEGNODE_DICOM_PORT": str(settings.dicom.port),
+        "SEGNODE_HTTP_PORT": str(settings.orthanc.http_port),
+        "SEGNODE_CONSOLE_URL": f"http://{settings.console.host}:{settings.console.port}",
+        "SEGNODE_CONSOLE_TOKEN_FILE": str(hospital.secret_path("console_token")),
+    }
+    command = [str(settings.orthanc.launcher.absolute()), str(folder)]
+    return Program("orthanc", command, environment, priority=20, stop_wait_s=30)
+
+
+def _write_secrets(settings: Settings) -> None:
+    for name in SECRETS:
+        secret_files.read_or_create(settings.folder("secrets") / name)
+
+
+def _private_file(path: Path, text: str) -> str:
+    path.touch(mode=0o600, exist_ok=True)
+    path.chmod(0o600)
+    path.write_text(text)
+    return str(path)
+
+
+def _check_ports_are_free(settings: Settings) -> None:
+    wanted = {"dicom.port": settings.dicom.port, "console.port": settings.console.port}
+    if settings.orthanc.url is None:
+        wanted["orthanc.http_port"] = settings.orthanc.http_port
+    if settings.broker.url is None:
+        wanted["broker.port"] = settings.broker.port
+    for field, port in wanted.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                raise BadSettings(
+                    f"{field}: port {port} is in use by another program",
+                    remedy=f"Set {field} in segnode.toml to a free port, or stop that program.",
+                ) from None
+
+
+def _redis_answers(url: str) -> bool:
+    try:
+        return bool(redis.Redis.from_url(url, socket_timeout=1).ping())
+    except redis.RedisError:
+        return False
+
+
+def _orthanc_answers(hospital: Hospital) -> bool:
+    try:
+        hospital.orthanc.system()
+    except NodeError:
+        return False
+    return True
+
+
+def _console_answers(settings: Settings) -> bool:
+    try:
+        url = f"http://{settings.console.host}:{settings.console.port}/health"
+        return httpx.get(url, timeout=1).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _worker_answers(hospital: Hospital, name: str) -> bool:
+    try:
+        answers = hospital.celery.control.ping(timeout=0.5)
+    except Exception:  # noqa: BLE001 - whatever kombu raises, the worker does not answer
+        return False
+    return any(key.startswith(f"{name}@") for answer in answers for key in answer)

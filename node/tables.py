@@ -1,0 +1,172 @@
+"""What the `segnode` command shows, as tables for a person."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from node.edges.supervisor import ProcessInfo
+from node.jobs import Attempt, Job, State
+from node.sdk import ModelManifest
+
+_COLOURS: Mapping[State, str] = {
+    State.QUEUED: "cyan",
+    State.RUNNING: "blue",
+    State.WAITING: "yellow",
+    State.CONFIRMED: "green",
+    State.REJECTED: "red",
+    State.QUARANTINED: "magenta",
+    State.FAILED: "red",
+    State.CANCELED: "dim",
+    State.SUPERSEDED: "dim",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the doctor looked at."""
+
+    level: Literal["good", "note", "wrong"]
+    subject: str
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `segnode process` made of one series."""
+
+    ok: bool
+    series: str
+    outcome: str
+    files: tuple[Path, ...] = ()
+
+
+def processes(infos: Sequence[ProcessInfo]) -> Table:
+    """The node's processes."""
+    table = Table(box=box.SIMPLE, title="Processes", title_justify="left")
+    for column in ("process", "state", "pid", "since"):
+        table.add_column(column)
+    for info in infos:
+        colour = "green" if info.state == "RUNNING" else "red"
+        table.add_row(info.name, f"[{colour}]{info.state.lower()}[/]", str(info.pid or ""),
+                      _span(info.since_s) if info.pid else info.description)  # fmt: skip
+    return table
+
+
+def job_counts(jobs: Sequence[Job]) -> Table:
+    """How many jobs are in which state."""
+    table = Table(box=box.SIMPLE, title="Jobs", title_justify="left", show_header=False)
+    counts = Counter(job.state for job in jobs)
+    for state in State:
+        if counts[state]:
+            table.add_row(f"[{_COLOURS[state]}]{state}[/]", str(counts[state]))
+    if not jobs:
+        table.add_row("none yet", "")
+    return table
+
+
+def jobs(found: Sequence[Job]) -> Table:
+    """The newest jobs with their state and what a person should know of it."""
+    table = Table(box=box.SIMPLE)
+    for column in ("job", "arrived", "model", "images", "step", "state", "why, and what to do"):
+        table.add_column(column, overflow="fold")
+    for job in found:
+        table.add_row(
+            job.id[:8], f"{datetime.fromtimestamp(job.created_at):%m-%d %H:%M:%S}",
+            job.model or "-", str(len(job.instance_ids)), str(job.step), _state(job), _reason(job),
+        )  # fmt: skip
+    return table
+
+
+def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
+    """One job and every try of every step."""
+    facts = Table(box=None, show_header=False)
+    facts.add_row("job", one.id)
+    facts.add_row("state", _state(one))
+    for name, value in (
+        ("model", one.model), ("rule", one.rule), ("images", str(len(one.instance_ids))),
+        ("sender", one.facts.get("sender", "")), ("destinations", ", ".join(one.destinations)),
+        ("cause", one.cause), ("remedy", one.remedy),
+    ):  # fmt: skip
+        if value:
+            facts.add_row(name, str(value))
+    for name, proof in one.facts.get("proofs", {}).items():
+        facts.add_row("proof", f"{name}: {proof['by']}")
+    tries = Table(box=box.SIMPLE)
+    for column in ("step", "try", "outcome", "seconds"):
+        tries.add_column(column)
+    for attempt in attempts:
+        ended = attempt.ended_at or time.time()
+        tries.add_row(str(attempt.step), str(attempt.attempt), attempt.outcome or "running",
+                      f"{ended - attempt.started_at:.2f}")  # fmt: skip
+    return Group(facts, tries)
+
+
+def models(found: Mapping[str, ModelManifest]) -> RenderableType:
+    """The models, what they take and give."""
+    if not found:
+        return Text("No model is installed; see models/README.md.")
+    table = Table(box=box.SIMPLE)
+    for column in ("model", "version", "takes", "segments", "licence", "measured"):
+        table.add_column(column, overflow="fold")
+    for name, manifest in found.items():
+        table.add_row(
+            name, manifest.version, manifest.input.wanted,
+            "\n".join(f"{s.number} {s.label}" for s in manifest.segments), manifest.licence,
+            "\n".join(f"{key} {value}" for key, value in manifest.metrics.items()),
+        )  # fmt: skip
+    return table
+
+
+def findings(found: Sequence[Finding]) -> Table:
+    """What the doctor found."""
+    signs = {"good": "[green]✓[/]", "note": "[yellow]![/]", "wrong": "[red]✗[/]"}
+    table = Table(box=box.SIMPLE, show_header=False)
+    for finding in found:
+        text = finding.found + (f"\n→ {finding.remedy}" if finding.remedy else "")
+        table.add_row(signs[finding.level], finding.subject, Text(text))
+    return table
+
+
+def written(found: Sequence[Written]) -> Table:
+    """What became of each series of a folder."""
+    table = Table(box=box.SIMPLE)
+    for column in ("", "series", "outcome", "files"):
+        table.add_column(column, overflow="fold")
+    for one in found:
+        sign = "[green]✓[/]" if one.ok else "[red]✗[/]"
+        table.add_row(sign, one.series, Text(one.outcome), "\n".join(map(str, one.files)))
+    return table
+
+
+def _state(job: Job) -> str:
+    colour = _COLOURS[job.state]
+    share = f" {job.progress:.0%}" if job.state is State.RUNNING and job.progress else ""
+    return f"[{colour}]{job.state}{share}[/]"
+
+
+def _reason(job: Job) -> Text:
+    text = Text(job.cause)
+    if job.next_try_at:
+        text.append(f"\nnext try in {_span(max(0.0, job.next_try_at - time.time()))}", "yellow")
+    if job.remedy:
+        text.append(f"\n→ {job.remedy}", "dim")
+    return text
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

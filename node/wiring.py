@@ -1,0 +1,302 @@
+"""The one place where settings become a ledger, a vault, a broker, a PACS and eight steps.
+
+Everything is made when asked for: ``segnode jobs`` opens the ledger and nothing else. The compute
+zone has a wiring of its own below, made of other settings: it cannot reach the hospital's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from node.edges import secret_files
+from node.edges.artifacts import FolderArtifacts
+from node.edges.celery_app import HOSPITAL_QUEUES, celery_app
+from node.jobs import Done, Job, StepName
+from node.packages import find_models
+from node.settings import BadSettings, ComputeSettings, DicomPeer, Settings
+
+if TYPE_CHECKING:
+    from anonymizer.deidentify import Policy
+    from anonymizer.vault import Vault
+    from celery import Celery
+
+    from anonymizer.keys import PseudonymKeys
+    from node.edges.dicomweb import DicomWebDestination
+    from node.edges.ledger import Ledger
+    from node.edges.orthanc import Orthanc
+    from node.edges.watch import Nudges
+    from node.pipeline.run import StepFunction
+    from node.ports import Pacs
+    from node.sdk import ModelManifest
+
+#: Orthanc's user for the node itself and for the person at the console.
+ORTHANC_USER = "segnode"
+
+
+class Hospital:
+    """The hospital zone: everything that may know a patient."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def secret(self, name: str) -> str:
+        """The secret of that name, from its file; `segnode up` makes the files."""
+        return secret_files.read(self.secret_path(name))
+
+    def secret_path(self, name: str) -> Path:
+        """The file of a secret."""
+        return (self.settings.folder("secrets") / name).absolute()
+
+    @cached_property
+    def models(self) -> Mapping[str, ModelManifest]:
+        """Every model found, checked against the rules that name them."""
+        models = find_models(self.settings.models_dir)
+        for number, rule in enumerate(self.settings.rules):
+            if rule.model not in models:
+                raise BadSettings(
+                    f"rules.{number} ({rule.name}): there is no model {rule.model!r} in "
+                    f"{self.settings.models_dir}",
+                    remedy=f"Use one of: {', '.join(models) or 'none is installed'}.",
+                )
+        return models
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Jobs, leases, attempts."""
+        from node.edges.ledger import Ledger
+
+        if self.settings.ledger_url is None:
+            self.settings.var_dir.mkdir(parents=True, exist_ok=True)
+        return Ledger(self.settings.ledger)
+
+    @cached_property
+    def orthanc(self) -> Orthanc:
+        """Orthanc's REST interface."""
+        from node.edges.orthanc import Orthanc
+
+        return Orthanc(self.settings.orthanc_url, ORTHANC_USER, self.secret("orthanc_password"))
+
+    @cached_property
+    def artifacts(self) -> FolderArtifacts:
+        """De-identified working data."""
+        return FolderArtifacts(self.settings.folder("artifacts"))
+
+    @cached_property
+    def vault(self) -> Vault:
+        """Crosswalks and outbound objects, encrypted."""
+        from anonymizer.vault import FolderRecords, Keyring, Vault
+
+        key = bytes.fromhex(self.secret("vault_key"))
+        records = FolderRecords(self.settings.folder("vault"))
+        return Vault(records, Keyring.of(key), tenant=self.settings.deidentify.tenant)
+
+    @cached_property
+    def policy(self) -> Policy:
+        """PS3.15 basic profile, and the site's recipe over it."""
+        from anonymizer.deidentify import load_policy
+
+        return load_policy(self.settings.deidentify.recipe)
+
+    @cached_property
+    def pseudonym_keys(self) -> PseudonymKeys:
+        """The keys of UIDs, patient IDs and date shifts."""
+        from anonymizer.keys import PseudonymKeys
+
+        return PseudonymKeys.from_secret(bytes.fromhex(self.secret("pseudonym_key")))
+
+    @cached_property
+    def destinations(self) -> Mapping[str, Pacs]:
+        """Name → destination, of every peer."""
+        made: dict[str, Pacs] = {peer.name: self.dicom(peer) for peer in self.settings.dicom_peers}
+        if self.settings.dicomweb_peers:
+            from node.edges.dicomweb import DicomWebPacs
+
+            made |= {peer.name: DicomWebPacs(self._dicomweb(peer.name))
+                     for peer in self.settings.dicomweb_peers}  # fmt: skip
+        return made
+
+    @property
+    def senders(self) -> Mapping[str, str]:
+        """AE title → name, of every DICOM peer."""
+        return {peer.ae_title: peer.name for peer in self.settings.dicom_peers}
+
+    @property
+    def broker_url(self) -> str:
+        """Redis, with its password."""
+        broker = self.settings.broker
+        password = quote(self.secret("broker_password"), safe="")
+        return broker.url or f"redis://:{password}@127.0.0.1:{broker.port}/0"
+
+    @cached_property
+    def celery(self) -> Celery:
+        """The hospital zone's Celery application."""
+        return celery_app("segnode-hospital", self.broker_url)
+
+    @cached_property
+    def nudges(self) -> Nudges:
+        """Wakes the watch."""
+        from node.edges.watch import Nudges
+
+        return Nudges(self.broker_url)
+
+    @cached_property
+    def wake(self) -> Callable[[Job], None]:
+        """Sends the wake-up of a job's step."""
+        from node.edges.tasks import waker
+
+        return waker(self.celery, self.ledger)
+
+    def steps(self) -> Mapping[StepName, StepFunction]:
+        """The eight steps with the real outside; ``infer`` is handed to the compute zone."""
+        from node.edges.tasks import hand_over
+
+        return {**self.local_steps(), StepName.INFER: hand_over(self.celery, self.ledger)}
+
+    def local_steps(self) -> Mapping[StepName, StepFunction]:
+        """All steps but ``infer``."""
+        from node.pipeline.confirm import confirm
+        from node.pipeline.deidentify import deidentify
+        from node.pipeline.deliver import deliver
+        from node.pipeline.encode import encode
+        from node.pipeline.receive import receive
+        from node.pipeline.reidentify import original_study_instance_uid, reidentify
+        from node.pipeline.route import route
+
+        settings, sending = (
+            self.settings,
+            {"destinations": self.destinations, "senders": self.senders},
+        )
+        return {
+            StepName.RECEIVE: partial(receive, instances=self.orthanc),
+            StepName.ROUTE: partial(
+                route,
+                instances=self.orthanc,
+                rules=settings.rules,
+                match_all=settings.routing.match == "all",
+                models=self.models,
+            ),
+            StepName.DEIDENTIFY: partial(
+                deidentify,
+                instances=self.orthanc,
+                artifacts=self.artifacts,
+                vault=self.vault,
+                policy=self.policy,
+                keys=self.pseudonym_keys,
+            ),
+            StepName.ENCODE: partial(encode, artifacts=self.artifacts, models=self.models),
+            StepName.REIDENTIFY: partial(reidentify, artifacts=self.artifacts, vault=self.vault),
+            StepName.DELIVER: partial(deliver, vault=self.vault, **sending),
+            StepName.CONFIRM: partial(
+                confirm,
+                vault=self.vault,
+                artifacts=self.artifacts,
+                **sending,
+                commitment=self.orthanc,
+                commits=frozenset(
+                    peer.name for peer in settings.dicom_peers if peer.storage_commitment
+                ),
+                study_instance_uid=partial(original_study_instance_uid, vault=self.vault),
+            ),
+        }
+
+    def dicom(self, peer: DicomPeer) -> Pacs:
+        """The SCU of one DICOM peer."""
+        from node.edges.pacs import DicomDestination, DicomPacs
+
+        return DicomPacs(
+            DicomDestination(
+                name=peer.name,
+                ae_title=peer.ae_title,
+                host=peer.host,
+                port=peer.port,
+                calling_ae_title=self.settings.dicom.ae_title,
+            )
+        )
+
+    def _dicomweb(self, name: str) -> DicomWebDestination:
+        from node.edges.dicomweb import DicomWebDestination
+
+        peer = next(peer for peer in self.settings.dicomweb_peers if peer.name == name)
+        return DicomWebDestination(
+            name=peer.name,
+            url=peer.url,
+            username=peer.username,
+            password_file=peer.password_file,
+            certificate_authority=peer.certificate_authority,
+        )
+
+    # -- processes ---------------------------------------------------------------------------
+
+    def run_watch(self) -> None:
+        """The watch, until the process is told to stop."""
+        from node.edges.watch import Watch
+
+        receive = self.settings.receive
+        watch = Watch(self.orthanc, self.ledger, self.wake, quiet_s=receive.quiet_s)
+        watch.run(threading.Event(), self.nudges.wait, receive.poll_s)
+
+    def run_console(self) -> None:
+        """The console's HTTP interface."""
+        import uvicorn
+
+        from node.edges.console import console_app
+
+        app = console_app(
+            self.ledger,
+            self.orthanc,
+            self.artifacts,
+            self.models,
+            self.secret("console_token"),
+            self.nudges.send,
+            destinations=("sender", *self.destinations),
+        )
+        console = self.settings.console
+        uvicorn.run(
+            app, host=console.host, port=console.port, log_level="warning", access_log=False
+        )
+
+    def run_worker(self) -> None:
+        """The hospital workers."""
+        from node.edges.tasks import register_hospital_tasks
+
+        register_hospital_tasks(self.celery, self.ledger, self.steps(), self.wake)
+        processes = self.settings.workers.hospital_processes
+        _run_celery(self.celery, "hospital", HOSPITAL_QUEUES, processes)
+
+
+def run_compute(settings: ComputeSettings, processes: int = 1) -> None:
+    """The compute workers: a model is loaded in the pool child, at its first job."""
+    from node.edges.celery_app import COMPUTE_QUEUE
+    from node.edges.tasks import register_compute_task
+    from node.packages import Models
+    from node.pipeline.infer import infer
+
+    artifacts = FolderArtifacts(settings.artifacts_dir)
+    models = Models(settings.models_dir, threads=settings.threads)
+
+    def run(folder: str, model: str, digest: str, report: Callable[[float], None]) -> Done:
+        infer(artifacts, folder, models.loaded(model, digest), report)
+        return Done()
+
+    app = celery_app("segnode-compute", settings.broker_url)
+    register_compute_task(app, run)
+    _run_celery(app, "compute", (COMPUTE_QUEUE,), processes)
+
+
+def _run_celery(app: Celery, name: str, queues: tuple[str, ...], processes: int) -> None:
+    app.worker_main(
+        [
+            "worker",
+            f"--queues={','.join(queues)}",
+            f"--hostname={name}@%h",
+            f"--concurrency={processes}",
+            "--loglevel=WARNING",
+            "--without-mingle",
+            "--without-gossip",
+        ]
+    )
