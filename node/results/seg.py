@@ -40,8 +40,8 @@ class Algorithm:
     name, version
         As the model's manifest states them, ASCII.
     digest
-        SHA-256 of the model package (manifest, code and weights), 64 hexadecimal digits: as long as a
-        value of SoftwareVersions may be.
+        SHA-256 of the model package (manifest, code and weights), 64 hexadecimal digits: all that
+        one value of SoftwareVersions may hold.
     family
         What kind of algorithm, of CID 7162.
     """

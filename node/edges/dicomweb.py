@@ -1,0 +1,230 @@
+"""A PACS reached by DICOMweb: STOW-RS to store, QIDO-RS to ask.
+
+No message names an instance, a study or a series by its UID, and no error of the HTTP library is
+passed on: its text may hold a URL, and the URLs of DICOMweb hold UIDs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import ssl
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pydicom import dcmread
+
+from node.edges.store_status import Answer, answer_to, store_status
+from node.errors import DeliveryRefused, PacsUnavailable
+from node.ports import StoreStatus
+
+# Attributes of the DICOM JSON model, PS3.18 F.2.
+_SOP_INSTANCE_UID = "00080018"
+_REFERENCED_SOP_INSTANCE_UID = "00081155"
+_WARNING_REASON = "00081196"
+_FAILURE_REASON = "00081197"
+_FAILED_SOP_SEQUENCE = "00081198"
+_REFERENCED_SOP_SEQUENCE = "00081199"
+
+_PROCESSING_FAILURE = 0x0110
+#: What a server may answer while it is busy, restarting, or behind a proxy that is; and 5xx.
+_TRY_AGAIN = (408, 425, 429)
+
+_Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DicomWebDestination:
+    """Where a DICOMweb service is, and how we log in: a user with password, or a bearer token.
+
+    The secret stays in its file and is read anew for every call, so that it can be changed.
+    """
+
+    name: str
+    url: str
+    username: str | None = None
+    password_file: Path | None = None
+    token_file: Path | None = None
+    certificate_authority: Path | None = None
+    connect_timeout_s: float = 10
+    #: How long the service may think about one request.
+    answer_timeout_s: float = 300
+
+
+class DicomWebPacs:
+    """One DICOMweb destination."""
+
+    def __init__(self, destination: DicomWebDestination) -> None:
+        self._destination = destination
+        # httpx logs the URL of every request, which holds original UIDs.
+        for name in ("httpx", "httpcore"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+    def echo(self) -> None:
+        """Return when the service answers a query, for a study that cannot exist."""
+        self._get("/studies", {"StudyInstanceUID": "2.25.0", "limit": "1"})
+
+    def store(self, instances: Sequence[bytes]) -> tuple[StoreStatus, ...]:
+        """Send Part 10 streams in one request; one status each, in order.
+
+        Raises
+        ------
+        PacsUnavailable
+            No answer, a busy service, or a failure reason that asks to be tried again.
+        DeliveryRefused
+            The request itself is refused: login, address, or media type.
+
+        References
+        ----------
+        PS3.18 2026b 10.5 (Store Transaction), Annex I (Store Instances Response).
+        """
+        if not instances:
+            return ()
+        uids = [_sop_instance_uid(instance) for instance in instances]
+        content_type, body = _multipart(instances)
+        headers = {"Content-Type": content_type, "Accept": "application/dicom+json"}
+        with self._client() as client:
+            response = client.post("/studies", content=body, headers=headers)
+        # 409 says that nothing was stored, and the body says why, instance by instance.
+        if response.status_code not in (200, 202, 409):
+            raise self._not_ok(response, "STOW-RS")
+        outcomes = self._outcomes(response)
+        if response.status_code == 200:
+            # 200 is success for all: several services say no more than that.
+            outcomes = dict.fromkeys(uids, 0) | outcomes
+        return tuple(
+            self._status(uid, outcomes, number, len(uids)) for number, uid in enumerate(uids, 1)
+        )
+
+    def find_instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
+        """SOP Instance UIDs of the series that the service says it holds (PS3.18 2026b 10.6)."""
+        path = f"/studies/{study_instance_uid}/series/{series_instance_uid}/instances"
+        matches = self._get(path, {"includefield": _SOP_INSTANCE_UID})
+        uids = (_first(match, _SOP_INSTANCE_UID) for match in matches)
+        return frozenset(str(uid) for uid in uids if uid)
+
+    def _status(self, uid: str, outcomes: dict[str, int], number: int, total: int) -> StoreStatus:
+        status = outcomes.get(uid, _PROCESSING_FAILURE)
+        answer, meaning = answer_to(status)
+        if answer is Answer.TRY_AGAIN:
+            raise PacsUnavailable(
+                f"{self._destination.name} answered 0x{status:04X} ({meaning}) "
+                f"to STOW-RS of instance {number} of {total}"
+            )
+        return store_status(uid, status)
+
+    def _outcomes(self, response: httpx.Response) -> dict[str, int]:
+        """SOP Instance UID → status, as far as the body tells."""
+        if not response.content:
+            return {}
+        try:
+            (document,) = _datasets(response)
+            stored = {
+                _first(item, _REFERENCED_SOP_INSTANCE_UID): _first(item, _WARNING_REASON) or 0x0000
+                for item in _items(document, _REFERENCED_SOP_SEQUENCE)
+            }
+            failed = {
+                _first(item, _REFERENCED_SOP_INSTANCE_UID): _first(item, _FAILURE_REASON)
+                or _PROCESSING_FAILURE
+                for item in _items(document, _FAILED_SOP_SEQUENCE)
+            }
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return {}
+        return {str(uid): int(status) for uid, status in (stored | failed).items()}
+
+    def _get(self, path: str, parameters: dict[str, str]) -> list[_Json]:
+        with self._client() as client:
+            headers = {"Accept": "application/dicom+json"}
+            response = client.get(path, params=parameters, headers=headers)
+        if response.status_code in (204, 404):  # nothing matches; which of the two differs
+            return []
+        if response.status_code != 200:
+            raise self._not_ok(response, "QIDO-RS")
+        try:
+            return _datasets(response)
+        except ValueError:
+            raise DeliveryRefused(
+                f"{self._destination.name} did not answer QIDO-RS with DICOM JSON"
+            ) from None
+
+    @contextmanager
+    def _client(self) -> Iterator[httpx.Client]:
+        to = self._destination
+        timeout = httpx.Timeout(to.answer_timeout_s, connect=to.connect_timeout_s)
+        try:
+            with httpx.Client(
+                base_url=to.url,
+                headers={"Accept-Encoding": "identity"} | _bearer(to),
+                auth=_basic(to),
+                verify=ssl.create_default_context(cafile=to.certificate_authority),
+                timeout=timeout,
+            ) as client:
+                yield client
+        except httpx.TransportError as error:
+            raise PacsUnavailable(
+                f"{to.name} could not be reached or did not answer ({type(error).__name__})"
+            ) from None
+
+    def _not_ok(self, response: httpx.Response, request: str) -> Exception:
+        code = response.status_code
+        what = f"{self._destination.name} answered HTTP {code} to {request}"
+        if code >= 500 or code in _TRY_AGAIN:
+            return PacsUnavailable(what)
+        if code in (401, 403):
+            return DeliveryRefused(what, remedy="Correct the login of this destination.")
+        return DeliveryRefused(what)
+
+
+def _basic(to: DicomWebDestination) -> httpx.BasicAuth | None:
+    if to.username is None or to.password_file is None:
+        return None
+    return httpx.BasicAuth(to.username, to.password_file.read_text().strip())
+
+
+def _bearer(to: DicomWebDestination) -> dict[str, str]:
+    if to.token_file is None:
+        return {}
+    return {"Authorization": f"Bearer {to.token_file.read_text().strip()}"}
+
+
+def _sop_instance_uid(instance: bytes) -> str:
+    tags = ["SOPClassUID", "SOPInstanceUID"]
+    return str(
+        dcmread(BytesIO(instance), stop_before_pixels=True, specific_tags=tags).SOPInstanceUID
+    )
+
+
+def _multipart(instances: Sequence[bytes]) -> tuple[str, bytes]:
+    """Content type and body of a STOW-RS request (RFC 2387)."""
+    boundary = uuid.uuid4().hex
+    parts = []
+    for instance in instances:
+        parts += [f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode(), instance]
+        parts.append(b"\r\n")
+    parts.append(f"--{boundary}--\r\n".encode())
+    content_type = f'multipart/related; type="application/dicom"; boundary={boundary}'
+    return content_type, b"".join(parts)
+
+
+def _datasets(response: httpx.Response) -> list[_Json]:
+    """The body as DICOM JSON: an array, or a single object as some services send."""
+    content = json.loads(response.content)
+    datasets = content if isinstance(content, list) else [content]
+    if not all(isinstance(dataset, dict) for dataset in datasets):
+        raise ValueError("not DICOM JSON")
+    return datasets
+
+
+def _items(document: _Json, tag: str) -> list[_Json]:
+    return list(document.get(tag, {}).get("Value", []))
+
+
+def _first(dataset: _Json, tag: str) -> Any:
+    values = dataset.get(tag, {}).get("Value", [])
+    return values[0] if values else None
