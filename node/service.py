@@ -14,16 +14,13 @@ import httpx
 import redis
 
 from node.edges import secret_files
-from node.edges.orthanc_config import Peer, orthanc_configuration, write_configuration
+from node.edges.orthanc_config import DicomPeer, orthanc_environment, write_configuration
 from node.edges.supervisor import Program, Supervisor
 from node.errors import NodeError
 from node.settings import BadSettings, Settings
 from node.wiring import ORTHANC_USER, Hospital
 
 SECRETS = ("orthanc_password", "broker_password", "console_token", "vault_key", "pseudonym_key")
-
-#: What DCMTK and Orthanc need to send small packets at once: 20 instances a second without it.
-TCP_NODELAY = {"TCP_NODELAY": "1"}
 
 
 class DidNotStart(NodeError):
@@ -137,23 +134,33 @@ def _redis_file(hospital: Hospital) -> str:
 def _orthanc_program(hospital: Hospital) -> Program:
     settings = hospital.settings
     folder = (settings.var_dir / "orthanc").absolute()
-    configuration = orthanc_configuration(
-        users={ORTHANC_USER: hospital.secret("orthanc_password")},
+    write_configuration(
+        folder / "configuration",
+        settings.orthanc.configuration,
         peers=[
-            Peer(peer.name, peer.ae_title, peer.host, peer.port, may_store=peer.may_send)
+            DicomPeer(peer.name, peer.ae_title, peer.host, peer.port, may_store=peer.may_send)
             for peer in settings.dicom_peers
         ],
+        users={ORTHANC_USER: hospital.secret("orthanc_password")},
     )
-    write_configuration(folder, settings.orthanc.configuration, configuration)
-    environment = TCP_NODELAY | {
-        "SEGNODE_AE_TITLE": settings.dicom.ae_title,
-        "SEGNODE_DICOM_PORT": str(settings.dicom.port),
-        "SEGNODE_HTTP_PORT": str(settings.orthanc.http_port),
-        "SEGNODE_CONSOLE_URL": f"http://{settings.console.host}:{settings.console.port}",
-        "SEGNODE_CONSOLE_TOKEN_FILE": str(hospital.secret_path("console_token")),
+    environment = orthanc_environment(
+        ae_title=settings.dicom.ae_title,
+        dicom_port=settings.dicom.port,
+        http_port=settings.orthanc.http_port,
+        storage=folder / "storage",
+        index=folder / "index",
+        bridge=settings.orthanc.bridge.absolute(),
+    ) | {
+        "SEGNODE_BRIDGE_CONSOLE_URL": console_url(settings),
+        "SEGNODE_BRIDGE_CONSOLE_TOKEN_FILE": str(hospital.secret_path("console_token")),
     }
-    command = [str(settings.orthanc.launcher.absolute()), str(folder)]
+    command = [str(settings.orthanc.launcher.absolute()), str(folder / "configuration")]
     return Program("orthanc", command, environment, priority=20, stop_wait_s=30)
+
+
+def console_url(settings: Settings) -> str:
+    """Where the node's HTTP interface answers."""
+    return f"http://{settings.console.host}:{settings.console.port}"
 
 
 def _write_secrets(settings: Settings) -> None:
@@ -203,8 +210,7 @@ def _orthanc_answers(hospital: Hospital) -> bool:
 
 def _console_answers(settings: Settings) -> bool:
     try:
-        url = f"http://{settings.console.host}:{settings.console.port}/health"
-        return httpx.get(url, timeout=1).is_success
+        return httpx.get(f"{console_url(settings)}/health", timeout=1).is_success
     except httpx.HTTPError:
         return False
 

@@ -72,7 +72,7 @@ class Orthanc(_Section):
     url: str | None = None  # where another host or container runs it
     launcher: Path = Path("deploy/run-orthanc")
     configuration: Path = Path("orthanc.json")
-    bridge: Path = Path("plugins/orthanc_bridge")
+    bridge: Path = Path("plugins/orthanc_bridge/bridge.py")
 
 
 class Broker(_Section):
