@@ -125,6 +125,39 @@ class Model:
             yield where, scores
 
 
+class Models:
+    """The models of a compute worker, each loaded once, at its first use."""
+
+    def __init__(self, models_dir: Path, *, threads: int) -> None:
+        """``threads`` is how many torch may use in this process."""
+        self._models_dir = models_dir
+        self._threads = threads
+        self._loaded: dict[str, Model] = {}
+
+    def loaded(self, name: str, digest: str) -> Model:
+        """The model ``name``, whose digest must be the one that the job was made for.
+
+        Raises
+        ------
+        ModelFault
+            Another version lies here than the hospital side routed to; see also
+            :func:`load_model`.
+        """
+        folder = self._models_dir / name
+        if read_manifest(folder).digest != digest:
+            raise ModelFault(
+                f"Model {name} on this compute worker is not the one that the job asks for",
+                remedy="Install the same models folder on all machines, then process it anew.",
+            )
+        model = self._loaded.get(name)
+        if model is None or model.manifest.digest != digest:
+            import torch
+
+            torch.set_num_threads(self._threads)
+            model = self._loaded[name] = load_model(folder)
+        return model
+
+
 def load_model(folder: Path) -> Model:
     """Verify and load one model folder; imports torch.
 
@@ -211,6 +244,8 @@ def _labels_on_source(scores: npt.NDArray[np.float32], grid: PlaneGrid) -> npt.N
     """Largest class per source pixel, shape (slices, rows, columns); background off the grid."""
     # Scores over background, so that 0 beyond the grid means background.
     relative = scores[:, 1:] - scores[:, :1]
+    if not (relative > 0).any():
+        return np.zeros((len(scores), *grid.source_shape), np.uint8)
     on_source = grid.to_source(relative, outside=0.0)
     best = on_source.argmax(axis=1)
     found = np.take_along_axis(on_source, best[:, None], axis=1)[:, 0] > 0

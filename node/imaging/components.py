@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+Box = tuple[slice, slice, slice]
+
 
 def keep_large_components(
     labels: npt.NDArray[np.uint8],
@@ -23,17 +25,21 @@ def keep_large_components(
     ``labels`` is uint8, shape (slices, rows, columns), 0 background.
     """
     result = labels.copy()
-    for number in _numbers(labels):
-        regions, count = ndimage.label(labels == number)
-        volumes_ml = np.bincount(regions.ravel(), minlength=count + 1)[1:] * voxel_ml
+    for number, extent in enumerate(ndimage.find_objects(labels), start=1):
+        if extent is None:
+            continue
+        # One voxel of margin, so that a component's whole rim is inside.
+        box = _grown(extent, labels.shape)
+        regions, count = ndimage.label(labels[box] == number)
+        volumes_ml = np.bincount(regions[regions > 0], minlength=count + 1)[1:] * voxel_ml
         smallest_ml = max(min_component_ml, min_component_share * float(volumes_ml.max()))
         kept_ml = float(volumes_ml[volumes_ml >= smallest_ml].sum())
         if kept_ml < min_segment_ml:
-            result[labels == number] = 0
+            result[box][regions > 0] = 0
             continue
-        for region, box in enumerate(ndimage.find_objects(regions), start=1):
+        for region, place in enumerate(ndimage.find_objects(regions), start=1):
             if volumes_ml[region - 1] < smallest_ml:
-                _absorb(result, regions, region, box)
+                _absorb(result[box], regions, region, place)
     return result
 
 
@@ -41,18 +47,19 @@ def _absorb(
     result: npt.NDArray[np.uint8],
     regions: npt.NDArray[np.int32],
     region: int,
-    box: tuple[slice, slice, slice],
+    box: Box,
 ) -> None:
     """Give one component the label of most of its neighbouring voxels."""
-    around = tuple(
-        slice(max(side.start - 1, 0), min(side.stop + 1, length))
-        for side, length in zip(box, regions.shape, strict=True)
-    )
+    around = _grown(box, regions.shape)
     mask = regions[around] == region
     rim = ndimage.binary_dilation(mask) & ~mask
     neighbours = np.bincount(result[around][rim], minlength=1)
-    result[around][mask] = int(neighbours.argmax()) if rim.any() else 0
+    result[around][mask] = int(neighbours.argmax())
 
 
-def _numbers(labels: npt.NDArray[np.uint8]) -> list[int]:
-    return [int(number) for number in np.flatnonzero(np.bincount(labels.ravel())) if number]
+def _grown(box: Box, shape: tuple[int, ...]) -> Box:
+    first, second, third = (
+        slice(max(side.start - 1, 0), min(side.stop + 1, length))
+        for side, length in zip(box, shape, strict=True)
+    )
+    return first, second, third

@@ -141,8 +141,8 @@ def _sample(
 ) -> npt.NDArray[np.float32]:
     # Two matrix products per plane: several times faster than a general affine transform.
     shifted = planes.astype(np.float32) - np.float32(outside)
-    sampled = np.matmul(rows, np.matmul(shifted, columns.T))
-    sampled += np.float32(outside)
+    sampled: npt.NDArray[np.float32] = np.matmul(rows, np.matmul(shifted, columns.T))
+    np.add(sampled, np.float32(outside), out=sampled)
     return sampled
 
 
