@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 #: PS3.5 6.2: at most 16 characters of the default repertoire, no backslash, no control character.
-AeTitle = Annotated[str, Field(pattern=r"^(?! )[\x20-\x5b\x5d-\x7e]{1,16}(?<! )$")]
+AeTitle = Annotated[str, Field(pattern=r"^[!-\[\]-~](?:[ -\[\]-~]{0,14}[!-\[\]-~])?$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
