@@ -55,13 +55,13 @@ def infer(artifacts: Artifacts, folder: str, model: Model, report: Callable[[flo
 
 
 def _instances(artifacts: Artifacts, folder: str) -> list[Dataset]:
-    instances = []
+    instances: list[Dataset] = []
     for position, name in enumerate(artifacts.names(f"{folder}/instances/"), start=1):
         try:
             instances.append(dcmread(io.BytesIO(artifacts.get(name))))
         except (InvalidDicomError, EOFError, ValueError) as error:
             raise DamagedInstance(
-                f"De-identified instance {position} cannot be read as DICOM ({type(error).__name__})"
+                f"Instance {position} cannot be read as DICOM ({type(error).__name__})"
             ) from None
     return instances
 
