@@ -51,7 +51,7 @@ _SHARED = (
     "Columns",
 )
 
-_ORIENTATION_TOLERANCE = 1e-4  # direction cosines; scanners write four decimals or more
+_ORIENTATION_TOLERANCE = 1e-3  # direction cosines; scanners write four decimals or more
 _MINIMUM_GAP_MM = 1e-3
 
 
