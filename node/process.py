@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anonymizer.deidentify import load_policy
-from anonymizer.vault import FolderRecords, Keyring, Vault
+from anonymizer.recipe import load_policy
 
 from anonymizer.keys import PseudonymKeys
+from anonymizer.vault import FolderRecords, Keyring, Vault
 from node.edges.artifacts import FolderArtifacts
 from node.errors import DamagedInstance, NodeError, Rejected
 from node.jobs import BY_HAND, Done, Job, StepName, Wish
@@ -147,9 +147,8 @@ class _Bench:
         model: Model,
     ) -> None:
         self._artifacts = FolderArtifacts(scratch / "artifacts")
-        self._vault = Vault(
-            FolderRecords(scratch / "vault"), Keyring.of(secrets.token_bytes(32)), tenant="me"
-        )
+        keyring = Keyring("scratch", {"scratch": secrets.token_bytes(32)})
+        self._vault = Vault(FolderRecords(scratch / "vault"), keyring)
         self._model = model
         stores = {"artifacts": self._artifacts, "vault": self._vault}
         self._steps: Mapping[StepName, StepFunction] = {

@@ -21,11 +21,11 @@ from node.packages import find_models
 from node.settings import BadSettings, ComputeSettings, DicomPeer, Settings
 
 if TYPE_CHECKING:
-    from anonymizer.deidentify import Policy
-    from anonymizer.vault import Vault
     from celery import Celery
 
     from anonymizer.keys import PseudonymKeys
+    from anonymizer.profile import Policy
+    from anonymizer.vault import Vault
     from node.edges.dicomweb import DicomWebDestination
     from node.edges.ledger import Ledger
     from node.edges.orthanc import Orthanc
@@ -91,14 +91,14 @@ class Hospital:
         """Crosswalks and outbound objects, encrypted."""
         from anonymizer.vault import FolderRecords, Keyring, Vault
 
-        key = bytes.fromhex(self.secret("vault_key"))
+        keyring = Keyring("vault_key", {"vault_key": bytes.fromhex(self.secret("vault_key"))})
         records = FolderRecords(self.settings.folder("vault"))
-        return Vault(records, Keyring.of(key), tenant=self.settings.deidentify.tenant)
+        return Vault(records, keyring, tenant=self.settings.deidentify.tenant)
 
     @cached_property
     def policy(self) -> Policy:
         """PS3.15 basic profile, and the site's recipe over it."""
-        from anonymizer.deidentify import load_policy
+        from anonymizer.recipe import load_policy
 
         return load_policy(self.settings.deidentify.recipe)
 
@@ -280,7 +280,9 @@ def run_compute(settings: ComputeSettings, processes: int = 1) -> None:
     models = Models(settings.models_dir, threads=settings.threads)
 
     def run(folder: str, model: str, digest: str, report: Callable[[float], None]) -> Done:
-        infer(artifacts, folder, models.loaded(model, digest), report)
+        # A message that was sent twice finds the label map of the first.
+        if f"{folder}/label_map.npz" not in artifacts.names(f"{folder}/"):
+            infer(artifacts, folder, models.loaded(model, digest), report)
         return Done()
 
     app = celery_app("segnode-compute", settings.broker_url)

@@ -1,0 +1,51 @@
+"""De-identify: every instance through the anonymizer; the crosswalk goes into the vault."""
+
+from __future__ import annotations
+
+from anonymizer.crosswalk import Crosswalk
+from anonymizer.deidentify import deidentify_instance
+from anonymizer.keys import PseudonymKeys
+from anonymizer.profile import Policy
+from node.jobs import Done, Job
+from node.pipeline.identity_errors import as_node_errors
+from node.pipeline.outbound import crosswalk_record
+from node.ports import Artifacts, Instances, SealedRecords
+
+
+def deidentify(
+    job: Job,
+    *,
+    instances: Instances,
+    artifacts: Artifacts,
+    vault: SealedRecords,
+    policy: Policy,
+    keys: PseudonymKeys,
+) -> Done:
+    """Write ``instances/000001.dcm`` … into the job's folder, one for each received instance.
+
+    The files are numbered in the order of Orthanc's ids, which says nothing. The crosswalk is
+    sealed before the step is done: what reached the compute zone can always be led back.
+
+    Facts
+    -----
+    ``study``: the pseudonymous Study Instance UID, under which the vault keeps the crosswalk.
+    ``profile``: digest of the de-identification policy.
+
+    Raises
+    ------
+    DamagedInstance, Rejected
+        An instance cannot be de-identified.
+    IdentityUnsafe
+        Pixels may show the patient, or an identifier survived.
+    """
+    artifacts.delete(f"{job.id}/instances")  # an earlier try may have got half-way
+    originals = []
+    with as_node_errors():
+        for number, (_, data) in enumerate(instances.fetch(job.instance_ids), start=1):
+            made = deidentify_instance(data, policy, keys)
+            artifacts.put(f"{job.id}/instances/{number:06d}.dcm", made.data)
+            originals.append(made.original)
+        crosswalk = Crosswalk.collect(originals)
+        study = crosswalk.pseudonymous_study_instance_uid
+        vault.seal(study, crosswalk_record(job), crosswalk.to_bytes())
+    return Done({"study": study, "profile": crosswalk.profile_digest})

@@ -1,0 +1,39 @@
+"""Re-identify: patient, study and every reference come back from the vault; then the gate."""
+
+from __future__ import annotations
+
+from anonymizer.reidentify import check_released, reidentify_object
+
+from anonymizer.crosswalk import Crosswalk
+from node.jobs import Done, Job
+from node.pipeline.identity_errors import as_node_errors
+from node.pipeline.outbound import crosswalk_record, outbound_record, results_of
+from node.ports import Artifacts, SealedRecords
+
+
+def reidentify(job: Job, *, artifacts: Artifacts, vault: SealedRecords) -> Done:
+    """Seal each result, with its patient put back in, into the vault until it is delivered.
+
+    Raises
+    ------
+    IdentityUnsafe
+        A reference does not resolve in the original study, or a pseudonym remains.
+    """
+    with as_node_errors():
+        crosswalk = _crosswalk(job, vault)
+        for result in results_of(job):
+            pseudonymous = artifacts.get(f"{job.id}/results/{result.name}.dcm")
+            released = reidentify_object(pseudonymous, crosswalk)
+            check_released(released, crosswalk)
+            vault.seal(job.facts["study"], outbound_record(job, result), released)
+    return Done()
+
+
+def original_study_instance_uid(job: Job, *, vault: SealedRecords) -> str:
+    """The study that the PACS knows; queries for the results need it."""
+    with as_node_errors():
+        return _crosswalk(job, vault).study_instance_uid
+
+
+def _crosswalk(job: Job, vault: SealedRecords) -> Crosswalk:
+    return Crosswalk.from_bytes(vault.open(job.facts["study"], crosswalk_record(job)))
