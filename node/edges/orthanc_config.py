@@ -15,8 +15,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class DicomPeer:
     name
         What the node calls it, for example ``pacs``; letters, digits, ``-`` and ``_``.
     ae_title, host, port
-        How it presents itself, the address that it calls from and is called at.
+        How it presents itself, the address that it calls from and is called at. A host name is
+        looked up when the configuration is written: Orthanc compares addresses, not names.
     may_store
         Whether it may send objects by C-STORE.
     may_query
@@ -102,9 +104,12 @@ def write_configuration(
 ) -> None:
     """Make ``folder`` the configuration to start Orthanc on: ``base`` and the two generated files.
 
+    Raises ``ValueError`` when a peer's host name has no address.
+
     Files that a site has put there for keys of its own stay. Each file is replaced as a whole, so
     that an Orthanc which starts meanwhile reads the old or the new one.
     """
+    peers = [replace(peer, host=_ipv4_address(peer)) for peer in peers]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _replace(folder / "orthanc.json", base.read_bytes(), 0o644)
     _replace(folder / "modalities.json", _as_json(modalities_section(peers)), 0o644)
@@ -140,6 +145,16 @@ def orthanc_environment(
     if bridge is not None:
         environment["SEGNODE_ORTHANC_BRIDGE"] = str(bridge)
     return environment
+
+
+def _ipv4_address(peer: DicomPeer) -> str:
+    # Orthanc's DICOM server listens on IPv4 only.
+    try:
+        return socket.gethostbyname(peer.host)
+    except OSError:
+        raise ValueError(
+            f"DICOM peer {peer.name}: the host name has no IPv4 address; correct it or use the address"
+        ) from None
 
 
 def _as_json(section: Mapping[str, Any]) -> bytes:
