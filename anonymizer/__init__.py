@@ -1,0 +1,47 @@
+"""De-identify DICOM and find the way back: keyed pseudonyms, PS3.15 profile, sealed crosswalks.
+
+::
+
+    policy = basic_policy()
+    keys = PseudonymKeys.from_secret(read_or_create_key_file(Path("pseudonyms.key")))
+    results = [deidentify_instance(path, policy, keys) for path in folder.iterdir()]
+    crosswalk = Crosswalk.collect(result.original for result in results)
+    vault.seal(crosswalk.pseudonymous_study_instance_uid, "crosswalk", crosswalk.to_bytes())
+    ...
+    seg = reidentify_object(pseudonymous_seg, crosswalk)
+    check_released(seg, crosswalk)
+"""
+
+from anonymizer.crosswalk import Crosswalk
+from anonymizer.deidentify import (
+    DeidentifiedInstance,
+    OriginalIdentity,
+    deidentify_instance,
+    deidentify_series,
+)
+from anonymizer.keys import PseudonymKeys, create_key_file, read_key_file, read_or_create_key_file
+from anonymizer.profile import Policy, basic_policy
+from anonymizer.recipe import apply_recipe
+from anonymizer.reidentify import check_released, reidentify_object
+from anonymizer.vault import FolderRecords, Keyring, RecordStore, Vault
+
+__all__ = [
+    "Crosswalk",
+    "DeidentifiedInstance",
+    "FolderRecords",
+    "Keyring",
+    "OriginalIdentity",
+    "Policy",
+    "PseudonymKeys",
+    "RecordStore",
+    "Vault",
+    "apply_recipe",
+    "basic_policy",
+    "check_released",
+    "create_key_file",
+    "deidentify_instance",
+    "deidentify_series",
+    "read_key_file",
+    "read_or_create_key_file",
+    "reidentify_object",
+]

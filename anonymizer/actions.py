@@ -1,0 +1,258 @@
+"""The actions of the profile, each a function from one element to its replacement.
+
+``None`` means that the element goes. What is kept must be what its VR promises (PS3.5 6.2) and must
+not hold an identifier of this patient; a value that fails is dropped, never repaired.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from pydicom._dicom_dict import DicomDictionary
+
+from anonymizer.dates import cap_age, shift_date, shift_date_time
+from anonymizer.identity import Identifiers
+from anonymizer.part10 import SPECIFIC_CHARACTER_SET, WORD_BYTES, Element, decode_text
+from anonymizer.profile import CODED_ENTRY, PATIENT_NAME, TEXT_VRS, Action, ClassPolicy
+from anonymizer.uids import pseudonymous_uid
+
+# What a value of each VR may look like (PS3.5 Table 6.2-1); binary VRs are checked by length.
+_VALUE_FORMS = {
+    "AS": re.compile(rb"\d{3}[DWMY]"),
+    "CS": re.compile(rb"[A-Z0-9 _]{0,16}"),
+    "DA": re.compile(rb"\d{8}"),
+    "DS": re.compile(rb"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?"),
+    "IS": re.compile(rb"[+-]?\d{1,11}"),
+    "TM": re.compile(rb"\d{2}:?(\d{2}:?(\d{2}(\.\d{1,6})?)?)?"),
+    "UI": re.compile(rb"[0-9.]{1,64}"),
+}
+# Stands in for a removed value where the IOD demands one; says nothing about anybody.
+_DUMMIES = {
+    "AS": b"000Y", "CS": b"ANON", "DA": b"19000101", "DS": b"0", "DT": b"19000101000000",
+    "IS": b"0", "PN": b"ANON^", "TM": b"000000", "UR": b"urn:anon",
+}  # fmt: skip
+# Attributes whose values are one of a closed list (PS3.3 C.7.6.1.1.2, C.7.6.3.1.2 ...): a
+# patient called Primary is not given away by a primary image.
+CLOSED_LISTS = {
+    0x00080008: frozenset(
+        ("ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "LOCALIZER", "MPR", "VOLUME")
+        + ("HELICAL", "REFORMATTED", "AVERAGE", "MAXIMUM", "MINIMUM", "STATIC", "DYNAMIC")
+        + ("GATED", "IMAGE", "M", "P", "R", "I", "OTHER", "NONE")
+    ),
+    0x00080060: frozenset(["CT", "MR", "CR", "DX", "PT", "SEG"]),
+    0x00080068: frozenset(("FOR PRESENTATION", "FOR PROCESSING")),
+    0x00280004: frozenset(("MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR")),
+    0x00185100: frozenset(["HFP", "HFS", "HFDR", "HFDL", "FFDR", "FFDL", "FFP", "FFS"]),
+    0x00281054: frozenset(("HU", "US", "OD", "HU_MOD", "MGML", "Z_EFF")),
+}
+# Coding schemes whose meanings are published vocabulary (PS3.16 Chapter 8).
+KNOWN_SCHEMES = frozenset(
+    b"DCM SCT SRT SNM3 UCUM LN LOINC RADLEX RADELEMENT FMA UMLS NCIt MA BI ISO3166_1 ISO639_1 "
+    b"RFC5646 NYUMCCG PUBCHEM_CID ATC RXNORM ICD10 I10 I9C NEU UNS ITIS_TSN".split()
+)
+CODE_VALUE, CODING_SCHEME, CODE_MEANING = 0x00080100, 0x00080102, 0x00080104
+CODE_VALUES = frozenset({CODE_VALUE, 0x00080119, 0x00080120})
+# SNOMED CT "Unknown (qualifier value)": a valid coded entry where the IOD demands one.
+UNKNOWN_CODE = [
+    Element(CODE_VALUE, "SH", b"261665006"),
+    Element(CODING_SCHEME, "SH", b"SCT"),
+    Element(CODE_MEANING, "LO", b"Unknown"),
+]
+
+
+@dataclass
+class Patient:
+    """What is the same for a whole instance: keys, pseudonym, shift, and what to look for.
+
+    ``uids`` and ``dates`` fill up while the instance is treated: the start of the crosswalk.
+    """
+
+    uid_key: bytes = field(repr=False)
+    pseudonym: str
+    shift_days: int = field(repr=False)
+    identifiers: Identifiers = field(repr=False)
+    uids: dict[str, str] = field(default_factory=dict, repr=False)
+    """Original instance UID to pseudonymous UID."""
+    dates: dict[str, str] = field(default_factory=dict, repr=False)
+    """Original date to shifted date, both YYYYMMDD."""
+
+    @property
+    def name(self) -> str:
+        """The pseudonym as a person name: a family name and nothing else."""
+        return self.pseudonym + "^"
+
+    def pseudonym_of_uid(self, uid: str) -> str:
+        """The pseudonymous UID, remembered for the crosswalk."""
+        known = self.uids.get(uid)
+        if known is None:
+            known = pseudonymous_uid(uid, self.uid_key)
+            if known != uid:
+                self.uids[uid] = known
+        return known
+
+
+def treat_elements(
+    elements: list[Element],
+    policy: ClassPolicy,
+    patient: Patient,
+    parent: int,
+    character_set: bytes,
+) -> list[Element]:
+    """The elements of one data set or item as they may leave."""
+    for element in elements:
+        if element.tag == SPECIFIC_CHARACTER_SET and isinstance(element.value, bytes):
+            character_set = element.value
+    treated = (treat(element, policy, patient, parent, character_set) for element in elements)
+    return [element for element in treated if element is not None]
+
+
+def treat(
+    element: Element, policy: ClassPolicy, patient: Patient, parent: int, character_set: bytes
+) -> Element | None:
+    """One element as it may leave, or None."""
+    tag, vr, value = element
+    if tag >> 16 & 1 or not _has_dictionary_vr(tag, vr):
+        return None
+    action = policy.action(parent, tag)
+    if action is Action.REMOVE:
+        return None
+    if tag == SPECIFIC_CHARACTER_SET:
+        return element  # terms that no reader knows were refused before
+    if action is Action.CONSTANT:
+        return Element(tag, vr, policy.constants[tag].encode("ascii"))
+    if isinstance(value, list):
+        if action is Action.EMPTY:
+            return Element(tag, vr, [])
+        return _walked(tag, value, policy, patient, parent, character_set)
+    if action is Action.EMPTY:
+        return Element(tag, vr, b"")
+    if action is Action.DUMMY:
+        return Element(tag, vr, dummy(vr))
+    if action is Action.PSEUDONYM:
+        text = patient.name if tag == PATIENT_NAME else patient.pseudonym
+        return Element(tag, vr, text.encode("ascii"))
+    if action is Action.UID:
+        return Element(tag, vr, _mapped_uids(value, patient))
+    if action is Action.SHIFT:
+        return Element(tag, vr, _shifted(vr, value, patient))
+    if action is Action.CAP_AGE:
+        return Element(tag, vr, (cap_age(value.decode("latin-1")) or "").encode("ascii"))
+    if action is Action.KEEP or action is Action.WALK:
+        return _kept(element, policy, patient, parent, character_set)
+    assert_never(action)
+
+
+def dummy(vr: str) -> bytes:
+    """A value of ``vr`` that says nothing."""
+    return _DUMMIES.get(vr, b"ANON" if vr in TEXT_VRS else b"")
+
+
+def _has_dictionary_vr(tag: int, vr: str) -> bool:
+    """Whether ``vr`` is one that PS3.6 allows; a disguised value is not looked at further."""
+    entry = DicomDictionary.get(tag)
+    return entry is not None and vr in entry[0].split(" or ")
+
+
+def _mapped_uids(value: bytes, patient: Patient) -> bytes:
+    uids = value.decode("latin-1").split("\\")
+    return "\\".join(patient.pseudonym_of_uid(uid.strip("\0 ")) for uid in uids).encode("ascii")
+
+
+def _shifted(vr: str, value: bytes, patient: Patient) -> bytes:
+    """Dates moved; one that cannot be read becomes empty, never stays."""
+    shift = shift_date if vr == "DA" else shift_date_time
+    moved = []
+    for original in value.decode("latin-1").split("\\"):
+        shifted = shift(original, patient.shift_days) or ""
+        if shifted:
+            day = original.strip("\0 ").replace(".", "")[:8] if vr == "DA" else original[:8]
+            patient.dates[day] = shifted[:8]
+        moved.append(shifted)
+    return "\\".join(moved).encode("ascii")
+
+
+def _kept(
+    element: Element, policy: ClassPolicy, patient: Patient, parent: int, character_set: bytes
+) -> Element | None:
+    """The element without values that are malformed or name this patient."""
+    tag, vr, value = element
+    if not isinstance(value, bytes) or not value:
+        return element
+    if vr in WORD_BYTES:
+        return element if len(value) % WORD_BYTES[vr] == 0 else None
+    if vr in ("OB", "UN", "OV"):
+        return None
+    values = [value] if vr in ("ST", "LT", "UT", "UR") else value.split(b"\\")
+    kept = [one for one in values if _may_stay(tag, vr, one, patient, character_set)]
+    if len(kept) == len(values):
+        return element
+    if kept and vr == "CS":
+        return Element(tag, vr, b"\\".join(kept))
+    attribute_type = policy.attribute_type(parent, tag)
+    if attribute_type == 3:
+        return None
+    return Element(tag, vr, dummy(vr) if attribute_type == 1 else b"")
+
+
+def _may_stay(tag: int, vr: str, value: bytes, patient: Patient, character_set: bytes) -> bool:
+    form = _VALUE_FORMS.get(vr)
+    stripped = value.strip(b"\0 ")
+    if form is not None and stripped and not form.fullmatch(stripped):
+        return False
+    if vr in ("DS", "IS", "TM", "DA", "UI"):
+        return True
+    text = decode_text(value, character_set, vr).strip()
+    if not text or text in CLOSED_LISTS.get(tag, ()):
+        return True
+    return not patient.identifiers.occurs_in(text)
+
+
+def _walked(
+    tag: int,
+    items: list[list[Element]],
+    policy: ClassPolicy,
+    patient: Patient,
+    parent: int,
+    character_set: bytes,
+) -> Element | None:
+    """A sequence with its items treated; items that say nothing any more are left out."""
+    kept = []
+    for item in items:
+        if any(element.tag in CODED_ENTRY for element in item):
+            item = cleaned_coded_item(item, patient, character_set)
+        treated = treat_elements(item, policy, patient, tag, character_set)
+        if treated or not item:
+            kept.append(treated)
+    if kept or not items:
+        return Element(tag, "SQ", kept)
+    attribute_type = policy.attribute_type(parent, tag)
+    if attribute_type == 3:
+        return None
+    coded = any(element.tag in CODE_VALUES for item in items for element in item)
+    return Element(tag, "SQ", [list(UNKNOWN_CODE)] if attribute_type == 1 and coded else [])
+
+
+def cleaned_coded_item(
+    item: list[Element], patient: Patient, character_set: bytes
+) -> list[Element]:
+    """A coded entry of a published scheme; nothing of a local one (PS3.3 8.8).
+
+    A local code's meaning is free text, and even its scheme names the hospital. Where the meaning
+    of a published code holds a name of this patient, its code stands in for it.
+    """
+    values = {element.tag: element.value for element in item}
+    scheme = values.get(CODING_SCHEME, b"")
+    if not isinstance(scheme, bytes) or scheme.strip(b"\0 ") not in KNOWN_SCHEMES:
+        return []
+    code = next((values[tag] for tag in CODE_VALUES if values.get(tag)), b"")
+    cleaned = []
+    for element in item:
+        value = element.value
+        if element.tag == CODE_MEANING and isinstance(value, bytes):
+            text = decode_text(value, character_set, "LO")
+            if patient.identifiers.occurs_in(text):
+                element = Element(element.tag, element.vr, code)
+        cleaned.append(element)
+    return cleaned

@@ -1,0 +1,248 @@
+"""De-identify instances: one in, one out, with what is needed to find the way back.
+
+The output is built anew from what the policy lets through, never edited from the input, and is
+searched for the patient's identifiers before it is handed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydicom import config
+from pydicom.charset import python_encoding
+from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.dataset import Dataset
+
+from anonymizer.actions import (
+    CODE_MEANING,
+    CODE_VALUE,
+    CODING_SCHEME,
+    Patient,
+    treat_elements,
+)
+from anonymizer.dates import shift_days_for
+from anonymizer.errors import BurnedInText, Unreadable, Unsupported
+from anonymizer.identity import identifiers_of, leaves
+from anonymizer.keys import PseudonymKeys
+from anonymizer.part10 import (
+    SPECIFIC_CHARACTER_SET,
+    Element,
+    Instance,
+    decode_text,
+    read_instance,
+    write_instance,
+)
+from anonymizer.pixels import burned_in_risk, is_drawn
+from anonymizer.profile import PATIENT_ID, PATIENT_NAME, Policy
+from anonymizer.verify import verify_deidentified
+
+STUDY_INSTANCE_UID = 0x0020000D
+SERIES_INSTANCE_UID = 0x0020000E
+FRAME_OF_REFERENCE_UID = 0x00200052
+ISSUER_OF_PATIENT_ID = 0x00100021
+# Read by burned_in_risk, which takes a Dataset.
+_PIXEL_JUDGEMENT_TAGS = frozenset({
+    0x00080008, 0x00080016, 0x00080064, 0x00280004, 0x00280301, 0x00280302,
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OriginalIdentity:
+    """Who and what an instance was: its part of the crosswalk. ``repr`` shows nothing of it."""
+
+    header: bytes = field(repr=False)
+    """Part 10 bytes of the original without its pixel data."""
+    sop_class_uid: str
+    sop_instance_uid: str = field(repr=False)
+    study_instance_uid: str = field(repr=False)
+    series_instance_uid: str = field(repr=False)
+    frame_of_reference_uid: str | None = field(repr=False)
+    uids: Mapping[str, str] = field(repr=False)
+    """Original instance UID to pseudonymous UID, for every UID that was replaced."""
+    dates: Mapping[str, str] = field(repr=False)
+    """Original date to shifted date, YYYYMMDD."""
+    shift_days: int = field(repr=False)
+    pseudonym: str
+    profile_digest: str
+
+
+@dataclass(frozen=True)
+class DeidentifiedInstance:
+    """A de-identified instance and, apart from it, what it was made from."""
+
+    data: bytes = field(repr=False)
+    """DICOM Part 10 bytes."""
+    sop_instance_uid: str
+    """Pseudonymous, like all UIDs here."""
+    series_instance_uid: str
+    study_instance_uid: str
+    original: OriginalIdentity
+
+
+def deidentify_instance(
+    source: bytes | Path, policy: Policy, keys: PseudonymKeys
+) -> DeidentifiedInstance:
+    """De-identify one DICOM Part 10 instance under ``policy`` (PS3.15 E.1).
+
+    Raises
+    ------
+    Rejected
+        Not one complete instance, or one that no rule covers.
+    Quarantined
+        The pixels may show the patient, or an identifier survived.
+    """
+    data = source.read_bytes() if isinstance(source, Path) else source
+    instance = read_instance(data, pixels_required=False)
+    drawn = is_drawn(instance.sop_class_uid)
+    class_policy = None if drawn else policy.for_sop_class(instance.sop_class_uid)
+    reason = burned_in_risk(_judged_dataset(instance))
+    if class_policy is None or reason is not None:
+        raise BurnedInText(f"The pixels may show the patient's identity: {reason}")
+    if not instance.pixel_data:
+        raise Unreadable("The instance ends before its Pixel Data (7FE0,0010)")
+    _refuse_unknown_character_sets(instance.elements)
+    patient = _patient(instance, keys)
+    elements = treat_elements(instance.elements, class_policy, patient, parent=0, character_set=b"")
+    elements = _with_written_elements(elements, policy, patient)
+    original = _original(instance, patient, policy)
+    sop_instance_uid = patient.pseudonym_of_uid(instance.sop_instance_uid)
+    output = write_instance(
+        elements,
+        sop_class_uid=instance.sop_class_uid,
+        sop_instance_uid=sop_instance_uid,
+        transfer_syntax_uid=instance.transfer_syntax_uid,
+        pixel_data=instance.pixel_data,
+    )
+    # A date that is also what another date became cannot be told from it.
+    identifiers = patient.identifiers.with_uids(patient.uids).without_dates(patient.dates.values())
+    verify_deidentified(output, identifiers, patient.pseudonym)
+    return DeidentifiedInstance(
+        data=output,
+        sop_instance_uid=sop_instance_uid,
+        series_instance_uid=patient.pseudonym_of_uid(original.series_instance_uid),
+        study_instance_uid=patient.pseudonym_of_uid(original.study_instance_uid),
+        original=original,
+    )
+
+
+def deidentify_series(
+    instances: Iterable[bytes | Path], policy: Policy, keys: PseudonymKeys
+) -> Iterator[DeidentifiedInstance]:
+    """De-identify instances one after the other, none kept in memory.
+
+    Collect ``result.original`` with :meth:`anonymizer.crosswalk.Crosswalk.collect`.
+    """
+    for instance in instances:
+        yield deidentify_instance(instance, policy, keys)
+
+
+def patient_key(elements: Iterable[Element]) -> str:
+    """What tells this patient from others: PatientID and its issuer.
+
+    Without a PatientID, the study: two unknown patients must never become one.
+    """
+    values: dict[int, str] = {}
+    for (tag, vr, value), character_set in leaves(elements, b""):
+        if tag in (PATIENT_ID, ISSUER_OF_PATIENT_ID, STUDY_INSTANCE_UID) and value:
+            text = decode_text(bytes(value), character_set, vr)  # type: ignore[arg-type]
+            values.setdefault(tag, unicodedata.normalize("NFC", text.strip()))
+    patient_id = values.get(PATIENT_ID)
+    if not patient_id:
+        return "study\0" + values.get(STUDY_INSTANCE_UID, "")
+    return "patient\0" + patient_id + "\0" + values.get(ISSUER_OF_PATIENT_ID, "")
+
+
+def patient_pseudonym(patient: str, key: bytes) -> str:
+    """``ANON-`` and 64 bits of HMAC-SHA256 as hexadecimal digits."""
+    digest = hmac.digest(key, patient.encode("utf-8"), hashlib.sha256)
+    return "ANON-" + digest[:8].hex().upper()
+
+
+def _refuse_unknown_character_sets(elements: Iterable[Element]) -> None:
+    """A name that cannot be read cannot be searched for."""
+    for element, _ in leaves(elements, b""):
+        if element.tag == SPECIFIC_CHARACTER_SET and isinstance(element.value, bytes):
+            terms = element.value.decode("latin-1").split("\\")
+            if any(term.strip("\0 ") not in python_encoding for term in terms):
+                raise Unsupported("A term of SpecificCharacterSet (0008,0005) is not DICOM's")
+
+
+def _patient(instance: Instance, keys: PseudonymKeys) -> Patient:
+    # PatientID counts only at top level: a nested one may be another patient's.
+    top = [element for element in instance.elements if isinstance(element.value, bytes)]
+    patient = patient_key(top)
+    return Patient(
+        uid_key=keys.uid,
+        pseudonym=patient_pseudonym(patient, keys.patient_id),
+        shift_days=shift_days_for(patient, keys.date_shift),
+        identifiers=identifiers_of(instance.elements),
+    )
+
+
+def _judged_dataset(instance: Instance) -> Dataset:
+    """The few attributes by which the pixels are judged, decoded."""
+    dataset = Dataset()
+    with config.disable_value_validation():
+        for tag, vr, value in instance.elements:
+            if tag in _PIXEL_JUDGEMENT_TAGS and isinstance(value, bytes):
+                text = value.decode("latin-1").rstrip("\0 ")
+                dataset.add_new(tag, vr, text.split("\\") if "\\" in text else text)
+            elif tag >> 16 & 0xFF01 == 0x6000 and tag & 0xFFFF in (0x0102, 0x3000):
+                dataset.add_new(tag, "US", None)  # its presence is what counts
+    return dataset
+
+
+def _with_written_elements(
+    elements: list[Element], policy: Policy, patient: Patient
+) -> list[Element]:
+    """``elements`` with what every output states about its de-identification (PS3.15 E.1.1)."""
+    codes = [
+        [
+            Element(CODE_VALUE, "SH", code.encode("ascii")),
+            Element(CODING_SCHEME, "SH", b"DCM"),
+            Element(CODE_MEANING, "LO", meaning.encode("ascii")),
+        ]
+        for code, meaning in policy.methods
+    ]
+    method = f"segnode PS3.15 basic, dates shifted; {policy.digest[:16]}"
+    written = {
+        PATIENT_NAME: Element(PATIENT_NAME, "PN", patient.name.encode("ascii")),
+        PATIENT_ID: Element(PATIENT_ID, "LO", patient.pseudonym.encode("ascii")),
+        0x00120062: Element(0x00120062, "CS", b"YES"),
+        0x00120063: Element(0x00120063, "LO", method.encode("ascii")),
+        0x00120064: Element(0x00120064, "SQ", codes),
+        0x00280303: Element(0x00280303, "CS", b"MODIFIED"),
+    }
+    for tag, value in policy.additions.items():
+        written[tag] = Element(tag, dictionary_VR(tag), value.encode("ascii"))
+    return [element for element in elements if element.tag not in written] + [*written.values()]
+
+
+def _original(instance: Instance, patient: Patient, policy: Policy) -> OriginalIdentity:
+    top = {
+        element.tag: element.value.decode("latin-1").strip("\0 ")
+        for element in instance.elements
+        if isinstance(element.value, bytes)
+        and element.tag in (STUDY_INSTANCE_UID, SERIES_INSTANCE_UID, FRAME_OF_REFERENCE_UID)
+    }
+    for tag in (STUDY_INSTANCE_UID, SERIES_INSTANCE_UID):
+        if not top.get(tag):
+            raise Unreadable(f"No {keyword_for_tag(tag)}: the instance belongs to no series")
+    return OriginalIdentity(
+        header=instance.header,
+        sop_class_uid=instance.sop_class_uid,
+        sop_instance_uid=instance.sop_instance_uid,
+        study_instance_uid=top[STUDY_INSTANCE_UID],
+        series_instance_uid=top[SERIES_INSTANCE_UID],
+        frame_of_reference_uid=top.get(FRAME_OF_REFERENCE_UID) or None,
+        uids=dict(patient.uids),
+        dates=dict(patient.dates),
+        shift_days=patient.shift_days,
+        pseudonym=patient.pseudonym,
+        profile_digest=policy.digest,
+    )

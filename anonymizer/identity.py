@@ -1,0 +1,190 @@
+"""What identifies this one patient, and how to find it in text.
+
+The identifiers come from the instance itself: every person name, the numbers under which the
+patient and the visit are known, every instance UID, every date. They serve twice: to clean what the
+profile keeps (:mod:`anonymizer.actions`) and to check what is about to leave
+(:mod:`anonymizer.verify`).
+
+What counts as a match. Both sides are folded first: compatibility forms, case and accents removed
+(Müller = MULLER), and German umlauts are also tried spelled out (MUELLER).
+
+=====================  ==============================================================
+identifier             matches
+=====================  ==============================================================
+name, 6 letters up     anywhere, also inside a word
+name, 3 to 5 letters   as a word of its own (Kim, not Kimberlite)
+name, not Latin        anywhere, from 2 characters (山田)
+number with a letter,  anywhere from 7 characters, as a word of its own from 4
+  institution
+number, digits only    from 5 digits, not next to another digit, not part of a decimal
+UID                    not next to another digit or dot
+date                   YYYYMMDD, and as written with dashes, dots or slashes
+=====================  ==============================================================
+
+Anything shorter ("1", "CT", "Li") would match by chance in every image, so it is not searched for;
+it goes with its attribute, because unlisted text is removed by default.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+from anonymizer.part10 import SPECIFIC_CHARACTER_SET, Element, decode_text
+
+# Numbers and texts under which a patient, a visit or an order is known (PS3.3 C.7.1, C.7.2, C.4).
+NUMBER_TAGS = frozenset({
+    0x00080050,  # AccessionNumber
+    0x00080080,  # InstitutionName
+    0x00080081,  # InstitutionAddress
+    0x00100020,  # PatientID
+    0x00101000,  # OtherPatientIDs
+    0x00101040,  # PatientAddress
+    0x00101050,  # InsurancePlanIdentification
+    0x00101090,  # MedicalRecordLocator
+    0x00102154,  # PatientTelephoneNumbers
+    0x00120040,  # ClinicalTrialSubjectID
+    0x00120042,  # ClinicalTrialSubjectReadingID
+    0x00200010,  # StudyID
+    0x00380010,  # AdmissionID
+    0x00380060,  # ServiceEpisodeID
+    0x00400009,  # ScheduledProcedureStepID
+    0x00400253,  # PerformedProcedureStepID
+    0x00401001,  # RequestedProcedureID
+    0x00402016,  # PlacerOrderNumberImagingServiceRequest
+    0x00402017,  # FillerOrderNumberImagingServiceRequest
+})  # fmt: skip
+WHOLE_VALUE_TAGS = frozenset({0x00080080, 0x00080081, 0x00101040})
+
+_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe", "æ": "ae"})
+_NAME_BREAKS = re.compile(r"[\s\\^=,.;()/\-'\u2019\u2010]+")
+
+
+@dataclass(frozen=True)
+class Identifiers:
+    """Folded identifiers of one patient as one instance states them. ``repr`` shows none."""
+
+    names: frozenset[str] = field(repr=False)
+    numbers: frozenset[str] = field(repr=False)
+    uids: frozenset[str] = field(repr=False)
+    dates: frozenset[str] = field(repr=False)
+
+    def without_dates(self, dates: Iterable[str]) -> Identifiers:
+        """These identifiers less ``dates``: ones that also occur as somebody's shifted date."""
+        return replace(self, dates=self.dates.difference(dates))
+
+    def with_uids(self, uids: Iterable[str]) -> Identifiers:
+        """These identifiers and the original UIDs ``uids``."""
+        return replace(self, uids=self.uids.union(uids))
+
+    def occurs_in(self, text: str) -> bool:
+        """Whether a name or number of this patient stands in ``text``."""
+        pattern = _pattern(self.names, self.numbers)
+        return pattern is not None and any(pattern.search(form) for form in folded_forms(text))
+
+
+def fold(text: str) -> str:
+    """``text`` without compatibility forms, case and accents."""
+    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(char for char in decomposed if not unicodedata.combining(char))
+
+
+def folded_forms(text: str) -> set[str]:
+    """The spellings of ``text`` to compare: accents dropped, and umlauts spelled out."""
+    if text.isascii():
+        return {text.lower()}
+    composed = unicodedata.normalize("NFKC", text.lower())
+    return {fold(composed), fold(composed.translate(_UMLAUTS))}
+
+
+def identifiers_of(elements: Iterable[Element]) -> Identifiers:
+    """The names, numbers and dates that ``elements`` state, at any depth."""
+    names: set[str] = set()
+    numbers: set[str] = set()
+    dates: set[str] = set()
+    for element, character_set in leaves(elements, b""):
+        tag, vr, value = element.tag, element.vr, element.value
+        if not isinstance(value, bytes) or not value:
+            continue
+        if vr == "PN":
+            names.update(_name_parts(value, character_set))
+        elif vr in ("DA", "DT"):
+            dates.update(re.findall(r"(?:18|19|20)\d{6}", value.decode("latin-1")))
+        elif tag in NUMBER_TAGS:
+            text = decode_text(value, character_set, vr)
+            parts = [text] if tag in WHOLE_VALUE_TAGS else text.split("\\")
+            for part in parts:
+                numbers.update(form.strip() for form in folded_forms(part) if part.strip())
+    return Identifiers(
+        names=frozenset(name for name in names if _is_distinct_name(name)),
+        numbers=frozenset(number for number in numbers if _is_distinct_number(number)),
+        uids=frozenset(),
+        dates=frozenset(dates),
+    )
+
+
+def leaves(elements: Iterable[Element], character_set: bytes) -> Iterator[tuple[Element, bytes]]:
+    """Every public element without items, at any depth, with its SpecificCharacterSet value."""
+    level = list(elements)
+    for element in level:
+        if element.tag == SPECIFIC_CHARACTER_SET and isinstance(element.value, bytes):
+            character_set = element.value
+    for element in level:
+        if isinstance(element.value, list):
+            for item in element.value:
+                yield from leaves(item, character_set)
+        elif not element.tag >> 16 & 1:
+            yield element, character_set
+
+
+def _name_parts(value: bytes, character_set: bytes) -> Iterator[str]:
+    """Family, given and middle names; prefixes and suffixes (Dr., MD) name nobody."""
+    decoded = decode_text(value, character_set, "PN")
+    # The bytes as Latin-1 too: an attribute may hold the name under another character set.
+    for text in {decoded, value.decode("latin-1")}:
+        for name in text.split("\\"):
+            for group in name.split("="):
+                for component in group.split("^")[:3]:
+                    for part in _NAME_BREAKS.split(component):
+                        yield from folded_forms(part)
+
+
+def _is_distinct_name(name: str) -> bool:
+    if not any(char.isalpha() for char in name):
+        return False
+    return len(name) >= (3 if name.isascii() else 2)
+
+
+def _is_distinct_number(number: str) -> bool:
+    return len(number) >= (5 if number.isdigit() else 4) and any(map(str.isalnum, number))
+
+
+@lru_cache(maxsize=64)
+def _pattern(names: frozenset[str], numbers: frozenset[str]) -> re.Pattern[str] | None:
+    choices = []
+    for name in names:
+        escaped = re.escape(name)
+        word = name.isascii() and len(name) < 6
+        choices.append(rf"(?<![^\W\d_]){escaped}(?![^\W\d_])" if word else escaped)
+    for number in numbers:
+        escaped = re.escape(number)
+        if number.isdigit():
+            choices.append(rf"(?<![\d.]){escaped}(?!\d|\.\d)")
+        elif len(number) < 7:
+            choices.append(rf"(?<![^\W_]){escaped}(?![^\W_])")
+        else:
+            choices.append(escaped)
+    return re.compile("|".join(sorted(choices, key=len, reverse=True))) if choices else None
+
+
+def date_pattern(dates: frozenset[str]) -> re.Pattern[str] | None:
+    """A pattern that finds any of ``dates`` (YYYYMMDD) however it is written with digits."""
+    choices = []
+    for date in sorted(dates):
+        year, month, day = date[:4], date[4:6], date[6:]
+        choices.append(rf"(?<!\d){year}[-./]?{month}[-./]?{day}")
+        choices.append(rf"(?<!\d)(?:{day}[-./]{month}|{month}[-./]{day})[-./]{year}(?!\d)")
+    return re.compile("|".join(choices)) if choices else None

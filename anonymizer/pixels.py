@@ -1,0 +1,100 @@
+"""Whether the pixels may show who the patient is, judged without decoding them.
+
+Text burned into pixels is invisible to every rule about attributes, and Burned In Annotation
+(0028,0301) is absent from most images that have it. So the question is turned round: which images
+are known to come straight from the detector? Anything else is held until someone has looked.
+"""
+
+from __future__ import annotations
+
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
+PET_IMAGE = "1.2.840.10008.5.1.4.1.1.128"
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+# Reconstructed slices: their pixels are measurements, so text appears only if a workstation drew
+# it, and then ImageType or the colour says so.
+RECONSTRUCTED = frozenset({CT_IMAGE, MR_IMAGE, PET_IMAGE})
+
+# Objects made of screens, documents or film, by the beginning of their SOP Class UID (PS3.4 B.5).
+DRAWN_SOP_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture, all kinds
+    "1.2.840.10008.5.1.4.1.1.6",  # Ultrasound
+    "1.2.840.10008.5.1.4.1.1.3.1",  # Ultrasound Multi-frame
+    "1.2.840.10008.5.1.4.1.1.77.1",  # Visible light: endoscopy, photography, microscopy
+    "1.2.840.10008.5.1.4.1.1.104",  # Encapsulated PDF, CDA, STL, OBJ
+    "1.2.840.10008.5.1.4.1.1.88",  # Structured reports, dose reports, key objects
+)
+# Words in ImageType (0008,0008) of pages that a scanner or workstation draws.
+DRAWN_IMAGE_TYPES = ("SCREEN", "DOSE", "CAPTURE", "PROTOCOL", "REPORT", "FUSED", "SCANO", "CHART")
+
+
+def burned_in_risk(ds: Dataset) -> str | None:
+    """Why the pixels of ``ds`` may show the patient's identity; None if nothing suggests it.
+
+    The reason names attributes, never their values. Pixel data is not needed.
+    """
+    sop_class_uid = str(ds.get("SOPClassUID", ""))
+    burned_in = _term(ds, "BurnedInAnnotation")
+    if burned_in == "YES":
+        return "Burned In Annotation (0028,0301) is YES"
+    if _term(ds, "RecognizableVisualFeatures") == "YES":
+        return "Recognizable Visual Features (0028,0302) is YES"
+    if is_drawn(sop_class_uid):
+        return f"{UID(sop_class_uid).name} holds screens, documents or photographs"
+    if sop_class_uid == SEGMENTATION:
+        return None
+    if _term(ds, "ConversionType"):
+        return "Conversion Type (0008,0064) says that the image is a capture or a scan"
+    if _has_overlay_in_pixels(ds):
+        return "an overlay (60xx,0102) is stored in unused bits of the pixel data"
+    if any(word in term for term in _terms(ds, "ImageType") for word in DRAWN_IMAGE_TYPES):
+        return "Image Type (0008,0008) is that of a drawn page"
+    if burned_in == "NO":
+        return None
+    if sop_class_uid not in RECONSTRUCTED:
+        return "Burned In Annotation (0028,0301) is absent from a projection image"
+    return _reconstruction_risk(ds)
+
+
+def _reconstruction_risk(ds: Dataset) -> str | None:
+    """Reasons to doubt a CT, MR or PET slice that does not state Burned In Annotation."""
+    image_type = _terms(ds, "ImageType")
+    if len(image_type) < 2:
+        return "Image Type (0008,0008) is absent"
+    if image_type[1] != "PRIMARY":
+        return "Image Type (0008,0008) is not PRIMARY"
+    if "LOCALIZER" in image_type:
+        return "Image Type (0008,0008) is LOCALIZER, the type that scanners give to drawn pages"
+    if not _term(ds, "PhotometricInterpretation").startswith("MONOCHROME"):
+        return "Photometric Interpretation (0028,0004) is a colour"
+    return None
+
+
+def is_drawn(sop_class_uid: str) -> bool:
+    """Whether objects of this SOP Class are made of screens, documents, film or photographs."""
+    return any(
+        sop_class_uid == prefix or sop_class_uid.startswith(prefix + ".")
+        for prefix in DRAWN_SOP_CLASSES
+    )
+
+
+def _has_overlay_in_pixels(ds: Dataset) -> bool:
+    """Retired overlays (PS3.3-2004 C.9.2) whose bits stay behind when the 60xx group is removed."""
+    groups = range(0x6000, 0x6020, 2)
+    return any((group, 0x0102) in ds and (group, 0x3000) not in ds for group in groups)
+
+
+def _terms(ds: Dataset, keyword: str) -> list[str]:
+    value = ds.get(keyword)
+    if value is None:
+        return []
+    values = [value] if isinstance(value, str) else list(value)
+    return [str(term).strip().upper() for term in values]
+
+
+def _term(ds: Dataset, keyword: str) -> str:
+    terms = _terms(ds, keyword)
+    return terms[0] if terms else ""

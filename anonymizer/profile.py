@@ -1,0 +1,289 @@
+"""The policy: for every attribute of every SOP Class, one action.
+
+PS3.15 Table E.1-1 gives a code per attribute (basic profile, with the option Retain Longitudinal
+Temporal Information With Modified Dates). Two things are added to it:
+
+- A compound code (X/Z, X/Z/D ...) means "as the IOD demands", so it is resolved per SOP Class by
+  the attribute's Type: Type 1 takes D, Type 2 takes Z, Type 3 takes X.
+- Attributes that the table does not list are judged by their VR: text is removed unless it stands
+  in ``KEPT_TEXT``; numbers, codes and geometry stay; private and unknown attributes go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from pydicom._dicom_dict import DicomDictionary
+
+from anonymizer.errors import Unsupported
+
+# Raise it when the actions change their meaning: outputs of two versions are told apart by digest.
+ENGINE_VERSION = 1
+
+
+class Action(Enum):
+    """What happens to one attribute; the letters are those of PS3.15 Table E.1-1a."""
+
+    REMOVE = "X"
+    EMPTY = "Z"
+    DUMMY = "D"
+    KEEP = "K"
+    """Kept if the value is what its VR promises; text is cleaned of this patient's identifiers."""
+    WALK = "K*"
+    """A sequence whose items are treated one by one."""
+    UID = "U"
+    SHIFT = "C:date"
+    CAP_AGE = "C:age"
+    PSEUDONYM = "D:pseudonym"
+    CONSTANT = "D:recipe"
+
+
+PATIENT_NAME = 0x00100010
+PATIENT_ID = 0x00100020
+TEXT_VRS = frozenset({"AE", "AS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
+BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
+# Text that the table does not list and that reading, segmenting or coding the image needs.
+KEPT_TEXT = frozenset({
+    0x00080070,  # Manufacturer
+    0x00081090,  # ManufacturerModelName
+    0x00180024,  # SequenceName
+    0x00180031,  # Radiopharmaceutical
+    0x00181020,  # SoftwareVersions
+    0x00181160,  # FilterType
+    0x00181210,  # ConvolutionKernel
+    0x00189005,  # PulseSequenceName
+    0x00201040,  # PositionReferenceIndicator
+    0x00281054,  # RescaleType
+    0x00620005,  # SegmentLabel
+    0x00620009,  # SegmentAlgorithmName
+    0x00660031,  # AlgorithmVersion
+    0x00660036,  # AlgorithmName
+})  # fmt: skip
+# Bulk values that are part of the image: palette, modality and VOI lookup tables.
+KEPT_BULK = frozenset({0x00281201, 0x00281202, 0x00281203, 0x00281204, 0x00283006})
+# UIDs that name a class, a coding scheme or an implementation, never an instance.
+CLASS_UID_WORDS = ("SOPClass", "TransferSyntax", "CodingSchemeUID", "ContextUID", "MappingResource",
+                   "ContextGroupExtensionCreator", "ImplementationClass")  # fmt: skip
+# A coded entry has a rule of its own: actions.cleaned_coded_item.
+CODED_ENTRY = frozenset({0x00080100, 0x00080102, 0x00080103, 0x00080104, 0x00080119, 0x00080120})
+# Written anew in every output.
+WRITTEN_TAGS = frozenset({0x00120062, 0x00120063, 0x00120064, 0x00280303})
+# Options of PS3.15 E.3 that a recipe claims by keeping what the option retains.
+OPTION_CODES = {
+    "clean_desc": ("113105", "Clean Descriptors Option"),
+    "rtn_pat_chars": ("113108", "Retain Patient Characteristics Option"),
+    "rtn_dev_id": ("113109", "Retain Device Identity Option"),
+    "rtn_inst_id": ("113112", "Retain Institution Identity Option"),
+}
+BASIC_METHODS = (
+    ("113100", "Basic Application Confidentiality Profile"),
+    ("113107", "Retain Longitudinal Temporal Information Modified Dates Option"),
+)
+
+
+@dataclass(frozen=True)
+class ClassPolicy:
+    """The policy resolved for one SOP Class."""
+
+    actions: Mapping[int, Action]
+    """Per attribute, where its Type does not matter or is the same everywhere (Type 3)."""
+    exceptions: Mapping[tuple[int, int], Action]
+    """Per (sequence it is in, attribute); 0 is the top level."""
+    type_1: frozenset[tuple[int, int]]
+    type_2: frozenset[tuple[int, int]]
+    constants: Mapping[int, str]
+    """Values that a recipe writes instead of the original."""
+
+    def action(self, parent: int, tag: int) -> Action:
+        """What to do with ``tag`` inside the sequence ``parent`` (0: at top level)."""
+        found = self.exceptions.get((parent, tag))
+        return found or self.actions.get(tag, Action.REMOVE)
+
+    def attribute_type(self, parent: int, tag: int) -> int:
+        """1, 2 or 3: what the IOD demands of ``tag`` there."""
+        if (parent, tag) in self.type_1:
+            return 1
+        return 2 if (parent, tag) in self.type_2 else 3
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """Everything that decides what leaves, immutable, with a digest that names it."""
+
+    codes: Mapping[int, str] = field(repr=False)
+    """Table E.1-1 codes (``X``, ``X/Z`` ...) and default rules, per attribute."""
+    constants: Mapping[int, str] = field(default_factory=dict, repr=False)
+    """Values that a recipe writes instead of the original."""
+    additions: Mapping[int, str] = field(default_factory=dict, repr=False)
+    """Attributes that a recipe adds."""
+    methods: tuple[tuple[str, str], ...] = BASIC_METHODS
+    """(code, meaning) of DeidentificationMethodCodeSequence: exactly what is done."""
+    edition: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over everything that decides an output, as 64 hexadecimal digits."""
+        return _digest(self)
+
+    def for_sop_class(self, sop_class_uid: str) -> ClassPolicy:
+        """The policy with every compound code resolved.
+
+        Raises
+        ------
+        Unsupported
+            No attribute Types are known for this SOP Class, so no valid output can be promised.
+        """
+        if sop_class_uid not in supported_sop_classes():
+            raise Unsupported("No de-identification rules for this SOP Class (0008,0016)")
+        return _resolved(self, sop_class_uid)
+
+
+@cache
+def basic_policy() -> Policy:
+    """The basic profile with modified dates, and no recipe."""
+    table = _table("ps315_e1_1.json")
+    rows = {row["tag"]: row for row in table["rows"]}
+    codes = {}
+    for tag, (vr, _vm, _name, _retired, keyword) in DicomDictionary.items():
+        row = rows.get(f"{tag >> 16:04X},{tag & 0xFFFF:04X}")
+        codes[tag] = _default_code(tag, vr, keyword) if row is None else _listed_code(vr, row)
+    codes[PATIENT_NAME] = codes[PATIENT_ID] = Action.PSEUDONYM.value
+    codes.update(dict.fromkeys(WRITTEN_TAGS, Action.REMOVE.value))
+    codes.update(dict.fromkeys(CODED_ENTRY, Action.KEEP.value))
+    return Policy(codes=codes, edition=table["edition"])
+
+
+def with_recipe_actions(
+    policy: Policy,
+    actions: Mapping[int, Action],
+    constants: Mapping[int, str],
+    additions: Mapping[int, str],
+) -> Policy:
+    """``policy`` with a site's own actions laid over it, and the options that they amount to."""
+    kept = {tag for tag, action in actions.items() if action in (Action.KEEP, Action.CAP_AGE)}
+    return replace(
+        policy,
+        codes={**policy.codes, **{tag: action.value for tag, action in actions.items()}},
+        constants=dict(constants),
+        additions=dict(additions),
+        methods=policy.methods + _claimed_options(kept),
+    )
+
+
+def supported_sop_classes() -> Mapping[str, Any]:
+    """SOP Class UID to its attribute Types."""
+    classes: Mapping[str, Any] = _table("iod_types.json")["sop_classes"]
+    return classes
+
+
+def patient_study_attributes() -> Mapping[int, str]:
+    """Attributes of the Patient and Study modules at top level, with their Types (PS3.3 C.7)."""
+    return _patient_study_attributes()
+
+
+@cache
+def _patient_study_attributes() -> dict[int, str]:
+    by_keyword = {entry[4]: tag for tag, entry in DicomDictionary.items()}
+    modules = _table("iod_types.json")["patient_study_modules"]
+    return {by_keyword[keyword]: kind for keyword, kind in modules.items()}
+
+
+@cache
+def _table(name: str) -> dict[str, Any]:
+    text = resources.files("anonymizer.profiles").joinpath(name).read_text("utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def _listed_code(vr: str, row: Mapping[str, str]) -> str:
+    """The table's code, or the code of the modified-dates option where it applies."""
+    if row.get("rtn_long_modif_dates") == "C":
+        if vr in ("DA", "DT"):
+            return Action.SHIFT.value
+        if vr == "TM":
+            return Action.KEEP.value
+    if "U*" in row["basic"]:
+        return Action.WALK.value
+    return row["basic"]
+
+
+def _default_code(tag: int, vr: str, keyword: str) -> str:
+    """The code of an attribute that the table does not list."""
+    group = tag >> 16
+    if group < 8 or group >= 0x7FE0 or vr == "NONE" or not keyword:
+        return Action.REMOVE.value
+    if vr == "SQ":
+        return Action.WALK.value
+    if vr in ("DA", "DT"):
+        return Action.SHIFT.value
+    if vr == "UI":
+        is_class = any(word in keyword for word in CLASS_UID_WORDS)
+        return Action.KEEP.value if is_class else Action.UID.value
+    if vr in TEXT_VRS:
+        return Action.KEEP.value if tag in KEPT_TEXT else "X/Z/D"
+    if any(part in BULK_VRS for part in vr.split(" or ")):
+        return Action.KEEP.value if tag in KEPT_BULK else Action.REMOVE.value
+    return Action.KEEP.value
+
+
+def _claimed_options(kept: Iterable[int]) -> tuple[tuple[str, str], ...]:
+    rows = {row["tag"]: row for row in _table("ps315_e1_1.json")["rows"]}
+    kept_rows = [rows.get(f"{tag >> 16:04X},{tag & 0xFFFF:04X}", {}) for tag in kept]
+    return tuple(
+        method for option, method in OPTION_CODES.items() if any(option in row for row in kept_rows)
+    )
+
+
+@cache
+def _resolved(policy: Policy, sop_class_uid: str) -> ClassPolicy:
+    types = supported_sop_classes()[sop_class_uid]
+    type_1 = frozenset(map(_place, types["type_1"]))
+    type_2 = frozenset(map(_place, types["type_2"]))
+    actions = {tag: _resolve(code, 3, tag) for tag, code in policy.codes.items()}
+    exceptions = {
+        (parent, tag): _resolve(policy.codes[tag], number, tag)
+        for number, places in ((2, type_2), (1, type_1))
+        for parent, tag in places
+        if tag in policy.codes
+    }
+    # A coded entry stands in a sequence; at top level its parts are somebody's free text.
+    exceptions.update({(0, tag): Action.REMOVE for tag in CODED_ENTRY})
+    return ClassPolicy(actions, exceptions, type_1, type_2, policy.constants)
+
+
+def _place(key: str) -> tuple[int, int]:
+    *parent, tag = key.split("/")
+    return (int(parent[0], 16) if parent else 0, int(tag, 16))
+
+
+def _resolve(code: str, attribute_type: int, tag: int) -> Action:
+    """One action for a code, given what the IOD demands (PS3.15 Table E.1-1a)."""
+    letters = code.split("/")
+    wanted = {1: ("D", "Z"), 2: ("Z", "D"), 3: ("X", "Z", "D")}[attribute_type]
+    letter = next((want for want in wanted if want in letters), letters[0])
+    action = Action(letter)
+    if action is Action.DUMMY and DicomDictionary[tag][0] == "SQ":
+        # A dummy sequence is the sequence with dummies in it; where it may be absent, it is.
+        return Action.REMOVE if attribute_type == 3 else Action.WALK
+    return action
+
+
+@cache
+def _digest(policy: Policy) -> str:
+    content = {
+        "engine": ENGINE_VERSION,
+        "codes": {f"{tag:08X}": code for tag, code in sorted(policy.codes.items())},
+        "constants": {f"{tag:08X}": value for tag, value in sorted(policy.constants.items())},
+        "additions": {f"{tag:08X}": value for tag, value in sorted(policy.additions.items())},
+        "methods": policy.methods,
+        "types": supported_sop_classes(),
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

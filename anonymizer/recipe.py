@@ -1,0 +1,257 @@
+"""A site's own rules, in the grammar of pydicom/deid, laid over the profile.
+
+deid's parser reads the lines; deid itself is not run, because it passes an element unchanged when a
+line names something that it does not know. Here such a line stops the start::
+
+    FORMAT dicom
+    %header
+    KEEP SeriesDescription
+    REMOVE contains:Comments
+    REPLACE InstitutionName EXAMPLE HOSPITAL
+    REPLACE PatientAge func:cap_age
+    JITTER 0040A030 var:patient_shift
+    ADD ClinicalTrialProtocolID TRIAL-7
+
+==========  =================================================================================
+KEEP        keep, cleaned of this patient's identifiers; sequences are walked
+BLANK       keep the attribute, empty
+REMOVE      remove
+REPLACE     a constant (ASCII), ``func:keyed_uid``, ``func:shift_date``, ``func:cap_age``,
+            ``func:pseudonym`` or ``var:pseudonym``
+JITTER      ``var:patient_shift``: move dates by the patient's own shift
+ADD         add a constant at top level
+==========  =================================================================================
+
+A field is a keyword, a tag (``00081030`` or ``(0008,1030)``), or ``contains:``, ``startswith:``,
+``endswith:``, ``except:`` with a regular expression over keywords, ``select:VR:..``,
+``select:group:....``. Where two lines disagree: KEEP, then REPLACE, JITTER, REMOVE, BLANK.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pydicom._dicom_dict import DicomDictionary
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+
+from anonymizer.errors import RecipeError
+from anonymizer.profile import (
+    CODED_ENTRY,
+    PATIENT_ID,
+    PATIENT_NAME,
+    WRITTEN_TAGS,
+    Action,
+    Policy,
+    with_recipe_actions,
+)
+
+_VERBS = ("KEEP", "REPLACE", "JITTER", "REMOVE", "BLANK")  # in order of precedence
+_FUNCTIONS = {
+    "func:keyed_uid": (Action.UID, {"UI"}),
+    "func:shift_date": (Action.SHIFT, {"DA", "DT"}),
+    "func:cap_age": (Action.CAP_AGE, {"AS"}),
+    "func:pseudonym": (Action.PSEUDONYM, {"LO", "SH", "PN"}),
+    "var:pseudonym": (Action.PSEUDONYM, {"LO", "SH", "PN"}),
+}
+# What makes an instance one, and what says that it is de-identified: no recipe changes these.
+_FIXED_TAGS = CODED_ENTRY | WRITTEN_TAGS | {
+    0x00080005, 0x00080016, 0x00080018, 0x0020000D, 0x0020000E, 0x00200052,
+    PATIENT_NAME, PATIENT_ID,
+}  # fmt: skip
+_TAG = re.compile(r"\(?([0-9A-Fa-f]{4}),?([0-9A-Fa-f]{4})\)?")
+_MAX_LENGTH = {"SH": 16, "CS": 16, "LO": 64, "PN": 64, "AE": 16, "ST": 1024, "LT": 10240}
+
+
+class _Line(NamedTuple):
+    number: int
+    verb: str
+    field: str
+    value: str
+
+
+def apply_recipe(policy: Policy, recipe: Path) -> Policy:
+    """``policy`` with the lines of ``recipe`` laid over it.
+
+    Raises
+    ------
+    RecipeError
+        Names the line that has an unknown verb, field, function or variable, or that would let an
+        identifier through.
+    """
+    actions: dict[int, tuple[int, Action]] = {}
+    constants: dict[int, str] = {}
+    additions: dict[int, str] = {}
+    for line in _lines(recipe):
+        if line.verb == "ADD":
+            tag = _one_tag(line)
+            additions[tag] = _constant(line, tag)
+            continue
+        rank = _VERBS.index(line.verb)
+        explicit = _is_single(line.field)
+        for tag in _tags(line):
+            if tag in actions and actions[tag][0] <= rank:
+                continue
+            action = _action(line, tag, policy, explicit)
+            if action is None:
+                continue
+            actions[tag] = (rank, action)
+            constants.pop(tag, None)
+            if action is Action.CONSTANT:
+                constants[tag] = _constant(line, tag)
+    chosen = {tag: action for tag, (_, action) in actions.items()}
+    return with_recipe_actions(policy, chosen, constants, additions)
+
+
+def _lines(recipe: Path) -> Iterator[_Line]:
+    """The action lines, read by deid's own grammar, one by one so that each has its number."""
+    from deid.config import DeidRecipe
+    from deid.config.utils import parse_config_action
+
+    try:
+        text = recipe.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise RecipeError(f"The recipe {recipe.name} cannot be read") from None
+    section = ""
+    parsed: list[dict[str, str]] = []
+    lines: list[_Line] = []
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        if line.upper().startswith("FORMAT"):
+            if line.split()[1:] != ["dicom"]:
+                raise RecipeError(f"Line {number}: FORMAT must be dicom")
+            continue
+        if line.startswith("%"):
+            section = line[1:].split("#")[0].strip()
+            if section != "header":
+                raise RecipeError(f"Line {number}: only the section %header is supported")
+            continue
+        if section != "header":
+            raise RecipeError(f"Line {number}: an action before %header")
+        if line.split()[0] not in (*_VERBS, "ADD"):
+            raise RecipeError(f"Line {number}: unknown verb {line.split()[0]!r}")
+        config: dict[str, list[dict[str, str]]] = {"header": []}
+        try:
+            parse_config_action(section="header", line=line, config=config)
+        except SystemExit:  # deid's way of refusing
+            config["header"] = []
+        if len(config["header"]) != 1:
+            raise RecipeError(f"Line {number}: the action lacks its field or value")
+        entry = config["header"][0]
+        parsed.append(entry)
+        field = entry["field"].split("#")[0]
+        lines.append(_Line(number, entry["action"], field, entry.get("value", "").strip()))
+    if parsed != list(DeidRecipe(deid=[str(recipe)], base=False).get_actions() or []):
+        raise RecipeError("deid reads this recipe differently; keep to one action per line")
+    yield from lines
+
+
+def _action(line: _Line, tag: int, policy: Policy, explicit: bool) -> Action | None:
+    """What ``line`` means for ``tag``; None where a broad selector meets what may not change."""
+    vr = DicomDictionary[tag][0]
+    refusal = _refusal(line, tag, vr, policy)
+    if refusal:
+        if explicit:
+            raise RecipeError(f"Line {line.number}: {refusal}")
+        return None
+    if line.verb == "KEEP":
+        return Action.WALK if vr == "SQ" else Action.KEEP
+    if line.verb == "BLANK":
+        return Action.EMPTY
+    if line.verb == "REMOVE":
+        return Action.REMOVE
+    if line.verb == "JITTER":
+        return Action.SHIFT
+    return _FUNCTIONS[line.value][0] if line.value in _FUNCTIONS else Action.CONSTANT
+
+
+def _refusal(line: _Line, tag: int, vr: str, policy: Policy) -> str:
+    """Why ``line`` may not be applied to ``tag``; empty if it may."""
+    keyword = DicomDictionary[tag][4]
+    if tag in _FIXED_TAGS:
+        return f"{keyword} is set by the engine"
+    identifying = vr in ("PN", "DA", "DT", "OB", "UN") or (vr == "UI" and policy.codes[tag] == "U")
+    if line.verb == "KEEP" and identifying:
+        return f"{keyword} cannot be kept: it would identify the patient"
+    if line.verb == "REMOVE" and line.value:
+        return "REMOVE with a condition is not supported"
+    if line.verb == "JITTER":
+        if line.value != "var:patient_shift":
+            return "JITTER takes var:patient_shift: all dates of a patient move together"
+        if vr not in ("DA", "DT"):
+            return f"{keyword} is not a date"
+    if line.verb == "REPLACE" and line.value.startswith(("func:", "var:", "deid_func:")):
+        if line.value not in _FUNCTIONS:
+            return f"unknown function or variable {line.value!r}"
+        if vr not in _FUNCTIONS[line.value][1]:
+            return f"{line.value} does not make a value for {keyword}"
+    return ""
+
+
+def _constant(line: _Line, tag: int) -> str:
+    vr = dictionary_VR(tag)
+    value = line.value
+    if value.startswith(("func:", "var:", "deid_func:")):
+        raise RecipeError(f"Line {line.number}: unknown function or variable {value!r}")
+    if vr not in _MAX_LENGTH or not value.isascii() or not value.isprintable() or "\\" in value:
+        raise RecipeError(f"Line {line.number}: not a constant that this attribute may take")
+    if len(value) > _MAX_LENGTH[vr]:
+        raise RecipeError(f"Line {line.number}: the constant is longer than VR {vr} allows")
+    if vr == "CS" and not re.fullmatch(r"[A-Z0-9 _]*", value):
+        raise RecipeError(f"Line {line.number}: a CS value is upper case letters, digits, _")
+    return value
+
+
+def _one_tag(line: _Line) -> int:
+    if not _is_single(line.field):
+        raise RecipeError(f"Line {line.number}: ADD takes one attribute")
+    tag = _tags(line)[0]
+    if tag in _FIXED_TAGS:
+        raise RecipeError(f"Line {line.number}: {DicomDictionary[tag][4]} is set by the engine")
+    return tag
+
+
+def _is_single(field: str) -> bool:
+    return field.upper() != "ALL" and ":" not in field
+
+
+def _tags(line: _Line) -> list[int]:
+    """The attributes that a field selects."""
+    field = line.field
+    if match := _TAG.fullmatch(field):
+        tag = int(match[1] + match[2], 16)
+        if tag not in DicomDictionary:
+            raise RecipeError(f"Line {line.number}: no public attribute has the tag {field}")
+        return [tag]
+    found = tag_for_keyword(field)
+    if found is not None:
+        return [int(found)]
+    if field.upper() == "ALL":
+        return list(DicomDictionary)
+    selector, _, argument = field.partition(":")
+    tags = _selected(selector.lower(), argument, line.number)
+    if not tags:
+        raise RecipeError(f"Line {line.number}: nothing matches the field {field!r}")
+    return tags
+
+
+def _selected(selector: str, argument: str, number: int) -> list[int]:
+    if selector == "select":
+        kind, _, value = argument.partition(":")
+        if kind.upper() == "VR":
+            return [t for t, entry in DicomDictionary.items() if entry[0] == value.upper()]
+        if kind.lower() == "group" and re.fullmatch("[0-9A-Fa-f]{4}", value):
+            return [tag for tag in DicomDictionary if tag >> 16 == int(value, 16)]
+    forms = {"contains": "{}", "startswith": "^(?:{})", "endswith": "(?:{})$", "except": "{}"}
+    if selector not in forms or not argument:
+        return []
+    try:
+        pattern = re.compile(forms[selector].format(argument), re.IGNORECASE)
+    except re.error:
+        raise RecipeError(f"Line {number}: not a regular expression") from None
+    wanted = selector != "except"
+    return [t for t, entry in DicomDictionary.items() if bool(pattern.search(entry[4])) == wanted]

@@ -1,0 +1,153 @@
+"""The last look at what is about to leave, by other eyes than those that cleaned it.
+
+The output is read again as bytes by a reader of its own, element by element and at every depth,
+and each value is searched for this patient's identifiers (:mod:`anonymizer.identity` says what
+matches). Every byte before the pixel data is part of an element header or of a searched value, or
+the check fails.
+
+What is not a hit: numbers in binary VRs; times; decimal and integer strings, unless a whole value
+of 6 digits or more equals the identifier; terms of a closed list such as ORIGINAL or AXIAL; and the
+texts that this software wrote.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pydicom.datadict import dictionary_VR, keyword_for_tag
+
+from anonymizer.actions import CLOSED_LISTS
+from anonymizer.errors import ResidualIdentifier, Unreadable
+from anonymizer.identity import Identifiers, date_pattern
+from anonymizer.part10 import LONG_VRS, decode_text
+from anonymizer.profile import PATIENT_ID, PATIENT_NAME, WRITTEN_TAGS
+
+_BINARY_VRS = frozenset({"AT", "FD", "FL", "OD", "OF", "OL", "OV", "OW", "SL", "SS", "SV"})
+_BINARY_VRS |= frozenset({"UL", "US", "UV"})
+_SAME_AS_WRITTEN = frozenset({0x00020001, 0x00020012, 0x00020013})
+
+
+class Value(NamedTuple):
+    """One value found in the bytes: the tags that lead to it, its VR and its bytes."""
+
+    path: tuple[int, ...]
+    vr: str
+    value: bytes
+
+
+def verify_deidentified(data: bytes, identifiers: Identifiers, pseudonym: str) -> None:
+    """Raise unless no identifier of the patient is left in ``data`` before its pixel data.
+
+    Raises
+    ------
+    ResidualIdentifier
+        Names the attribute in which an identifier was found.
+    """
+    if any(data[:128]):
+        raise ResidualIdentifier("The preamble is not empty")
+    shifted = date_pattern(identifiers.dates)
+    character_set = b""
+    for path, vr, value in values_before_pixels(data):
+        tag = path[-1]
+        if tag == 0x00080005:
+            character_set = value
+        if not value or vr in _BINARY_VRS or tag in _SAME_AS_WRITTEN or path[0] in WRITTEN_TAGS:
+            continue
+        if tag in (PATIENT_ID, PATIENT_NAME) and value.strip(b"^ ") == pseudonym.encode("ascii"):
+            continue
+        for text in _texts(value, character_set, vr):
+            if _is_identifying(tag, vr, text, identifiers) or (
+                vr not in ("DS", "IS", "TM", "UI", "CS") and shifted and shifted.search(text)
+            ):
+                raise ResidualIdentifier(f"An identifier of the patient is left in {_named(path)}")
+
+
+def _is_identifying(tag: int, vr: str, text: str, identifiers: Identifiers) -> bool:
+    parts = [part.strip("\0 ") for part in text.split("\\")]
+    if vr == "UI":
+        return any(part in identifiers.uids for part in parts)
+    if vr in ("DA", "DT", "TM"):
+        return False  # dates are compared as dates
+    if vr in ("DS", "IS"):
+        return any(len(part) >= 6 and part in identifiers.numbers for part in parts)
+    closed = CLOSED_LISTS.get(tag, frozenset())
+    for part in parts:
+        if part not in closed and identifiers.occurs_in(part):
+            return True
+    return any(len(uid) >= 10 and uid in text for uid in identifiers.uids)
+
+
+def _texts(value: bytes, character_set: bytes, vr: str) -> set[str]:
+    """What the bytes say: as the character set reads them, and byte for byte."""
+    return {decode_text(value, character_set, vr), value.decode("latin-1")}
+
+
+def _named(path: tuple[int, ...]) -> str:
+    names = [keyword_for_tag(tag) or f"{tag >> 16:04X},{tag & 0xFFFF:04X}" for tag in path]
+    return " > ".join(names)
+
+
+def values_before_pixels(data: bytes) -> Iterator[Value]:
+    """Every value of a Part 10 file that :mod:`anonymizer.part10` wrote, up to group 7FE0.
+
+    Written apart from the reader on purpose, and only for that form: little endian, all lengths
+    explicit.
+    """
+    position = 132
+    syntax = b""
+    implicit = False
+    while position < len(data):
+        in_meta = data[position : position + 2] == b"\x02\0"
+        implicit = not in_meta and syntax == b"1.2.840.10008.1.2"
+        tag, vr, start, end = _header_at(data, position, len(data), implicit)
+        if tag >> 16 >= 0x7FE0:
+            return
+        if tag == 0x00020010:
+            syntax = data[start:end].rstrip(b"\0")
+        yield from _values(data, (tag,), vr, start, end, implicit)
+        position = end
+
+
+def _values(
+    data: bytes, path: tuple[int, ...], vr: str, start: int, end: int, implicit: bool
+) -> Iterator[Value]:
+    if vr != "SQ":
+        yield Value(path, vr, data[start:end])
+        return
+    while start < end:
+        group, number, length = struct.unpack_from("<HHL", data, start)
+        start += 8
+        item_end = start + length
+        if (group, number) != (0xFFFE, 0xE000) or item_end > end:
+            raise Unreadable("The output is not well formed inside a sequence")
+        while start < item_end:
+            tag, item_vr, value_start, value_end = _header_at(data, start, item_end, implicit)
+            yield from _values(data, (*path, tag), item_vr, value_start, value_end, implicit)
+            start = value_end
+
+
+def _header_at(data: bytes, position: int, limit: int, implicit: bool) -> tuple[int, str, int, int]:
+    """(tag, VR, start and end of the value) of the element at ``position``."""
+    group, number, raw_vr, length = struct.unpack_from("<HH2sH", data, position)
+    tag = group << 16 | number
+    start = position + 8
+    if implicit:
+        (length,) = struct.unpack_from("<L", data, position + 4)
+        vr = _dictionary_vr(tag)
+    else:
+        vr = raw_vr.decode("latin-1")
+        if vr in LONG_VRS:
+            (length,) = struct.unpack_from("<L", data, position + 8)
+            start = position + 12
+    if tag < 0x7FE00000 and start + length > limit:
+        raise Unreadable("The output is not well formed")
+    return tag, vr, start, start + length
+
+
+def _dictionary_vr(tag: int) -> str:
+    try:
+        return dictionary_VR(tag).split(" or ")[0]
+    except KeyError:
+        return "UN"
