@@ -18,7 +18,7 @@ from pydicom.uid import (
 
 from node import service
 from node.errors import NodeError
-from node.packages import verify
+from node.packages import verified_weights
 from node.settings import DicomPeer, Settings
 from node.tables import Finding
 from node.wiring import Hospital
@@ -46,8 +46,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _recipe(hospital)
     yield from _rules(settings)
     yield from _parts(hospital)
-    for peer in (*settings.dicom_peers, *settings.dicomweb_peers):
-        yield _echo(hospital, peer.name)
+    for name in hospital.destinations:
+        yield _echo(hospital, name)
 
 
 def check_destination(hospital: Hospital, name: str) -> list[Finding]:
@@ -134,9 +134,9 @@ def _models(hospital: Hospital) -> Iterator[Finding]:
     except NodeError as error:
         yield Finding("wrong", "models", str(error), error.remedy)
         return
-    for name in models:
+    for name, manifest in models.items():
         try:
-            verify(hospital.settings.models_dir / name)
+            verified_weights(hospital.settings.models_dir / name, manifest)
         except NodeError as error:
             yield Finding("wrong", f"model {name}", str(error), error.remedy)
         else:

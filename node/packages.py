@@ -168,7 +168,7 @@ def load_model(folder: Path) -> Model:
         code does not build a network that takes them.
     """
     manifest = read_manifest(folder)
-    weights = _verified_weights(folder, manifest)
+    weights = verified_weights(folder, manifest)
     import_torchvision()
     import safetensors
     import safetensors.torch
@@ -210,7 +210,7 @@ def import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
-def _verified_weights(folder: Path, manifest: ModelManifest) -> bytes:
+def verified_weights(folder: Path, manifest: ModelManifest) -> bytes:
     """The bytes whose hash was checked are the bytes that are loaded."""
     try:
         weights = (folder / WEIGHTS_NAME).read_bytes()

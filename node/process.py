@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anonymizer.recipe import load_policy
-
 from anonymizer.keys import PseudonymKeys
 from anonymizer.vault import FolderRecords, Keyring, Vault
 from node.edges.artifacts import FolderArtifacts
@@ -35,6 +33,7 @@ from node.pipeline.run import StepFunction
 from node.sdk import ModelManifest
 from node.settings import Settings
 from node.tables import Written
+from node.wiring import policy_with
 
 #: ``report(text, share of the whole)``.
 Report = Callable[[str, float], None]
@@ -126,7 +125,7 @@ def process_folder(
                 created_at=time.time(),
             )
             try:
-                done = bench.run(job, lambda step, share, at=label: report(f"{at}: {step}", share))
+                done = bench.run(job, partial(_tell, report, label))
             except NodeError as error:
                 written.append(Written(False, label, f"{error}\n→ {error.remedy}"))
             else:
@@ -150,7 +149,6 @@ class _Bench:
         keyring = Keyring("scratch", {"scratch": secrets.token_bytes(32)})
         self._vault = Vault(FolderRecords(scratch / "vault"), keyring)
         self._model = model
-        stores = {"artifacts": self._artifacts, "vault": self._vault}
         self._steps: Mapping[StepName, StepFunction] = {
             StepName.RECEIVE: partial(receive, instances=instances),
             StepName.ROUTE: partial(
@@ -159,13 +157,14 @@ class _Bench:
             StepName.DEIDENTIFY: partial(
                 deidentify,
                 instances=instances,
-                policy=load_policy(settings.deidentify.recipe),
+                policy=policy_with(settings.deidentify.recipe),
                 keys=PseudonymKeys.from_secret(secrets.token_bytes(32)),
-                **stores,
+                artifacts=self._artifacts,
+                vault=self._vault,
             ),
             StepName.INFER: self._infer,
             StepName.ENCODE: partial(encode, artifacts=self._artifacts, models=models),
-            StepName.REIDENTIFY: partial(reidentify, **stores),
+            StepName.REIDENTIFY: partial(reidentify, artifacts=self._artifacts, vault=self._vault),
         }
         self._report: Report = lambda _step, _share: None
 
@@ -199,6 +198,10 @@ class _Bench:
             lambda share: self._report(StepName.INFER, start + share * width),
         )
         return Done()
+
+
+def _tell(report: Report, label: str, step: str, share: float) -> None:
+    report(f"{label}: {step}", share)
 
 
 def _wish(manifest: ModelManifest) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from anonymizer.errors import AnonymizerError
 from node.edges import secret_files
 from node.edges.artifacts import FolderArtifacts
 from node.edges.celery_app import HOSPITAL_QUEUES, celery_app
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from node.edges.dicomweb import DicomWebDestination
     from node.edges.ledger import Ledger
     from node.edges.orthanc import Orthanc
+    from node.edges.pacs import DicomPacs
     from node.edges.watch import Nudges
     from node.pipeline.run import StepFunction
     from node.ports import Pacs
@@ -36,6 +38,17 @@ if TYPE_CHECKING:
 
 #: Orthanc's user for the node itself and for the person at the console.
 ORTHANC_USER = "segnode"
+
+
+def policy_with(recipe: Path | None) -> Policy:
+    """The basic profile of PS3.15, and a site's recipe over it."""
+    from anonymizer.profile import basic_policy
+    from anonymizer.recipe import apply_recipe
+
+    try:
+        return apply_recipe(basic_policy(), recipe) if recipe else basic_policy()
+    except AnonymizerError as error:
+        raise BadSettings(f"deidentify.recipe: {error}", remedy=error.remedy) from None
 
 
 class Hospital:
@@ -98,9 +111,7 @@ class Hospital:
     @cached_property
     def policy(self) -> Policy:
         """PS3.15 basic profile, and the site's recipe over it."""
-        from anonymizer.recipe import load_policy
-
-        return load_policy(self.settings.deidentify.recipe)
+        return policy_with(self.settings.deidentify.recipe)
 
     @cached_property
     def pseudonym_keys(self) -> PseudonymKeys:
@@ -167,10 +178,7 @@ class Hospital:
         from node.pipeline.reidentify import original_study_instance_uid, reidentify
         from node.pipeline.route import route
 
-        settings, sending = (
-            self.settings,
-            {"destinations": self.destinations, "senders": self.senders},
-        )
+        settings = self.settings
         return {
             StepName.RECEIVE: partial(receive, instances=self.orthanc),
             StepName.ROUTE: partial(
@@ -190,12 +198,18 @@ class Hospital:
             ),
             StepName.ENCODE: partial(encode, artifacts=self.artifacts, models=self.models),
             StepName.REIDENTIFY: partial(reidentify, artifacts=self.artifacts, vault=self.vault),
-            StepName.DELIVER: partial(deliver, vault=self.vault, **sending),
+            StepName.DELIVER: partial(
+                deliver,
+                vault=self.vault,
+                destinations=self.destinations,
+                senders=self.senders,
+            ),
             StepName.CONFIRM: partial(
                 confirm,
                 vault=self.vault,
                 artifacts=self.artifacts,
-                **sending,
+                destinations=self.destinations,
+                senders=self.senders,
                 commitment=self.orthanc,
                 commits=frozenset(
                     peer.name for peer in settings.dicom_peers if peer.storage_commitment
@@ -204,7 +218,7 @@ class Hospital:
             ),
         }
 
-    def dicom(self, peer: DicomPeer) -> Pacs:
+    def dicom(self, peer: DicomPeer) -> DicomPacs:
         """The SCU of one DICOM peer."""
         from node.edges.pacs import DicomDestination, DicomPacs
 

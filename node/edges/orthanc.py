@@ -139,9 +139,10 @@ class Orthanc:
         """The id of the study that the series belongs to."""
         return str(self._get(f"/series/{_checked(series_id)}").json()["ParentStudy"])
 
-    def series_of_study(self, study_id: str) -> tuple[str, ...]:
-        """The ids of the series of a study, in any order."""
-        return tuple(self._get(f"/studies/{_checked(study_id)}").json()["Series"])
+    def modality_of_series(self, study_id: str) -> Mapping[str, str]:
+        """Series id → Modality (0008,0060), of every series of a study."""
+        answer = self._get(f"/studies/{_checked(study_id)}/series").json()
+        return {one["ID"]: one["MainDicomTags"].get("Modality", "") for one in answer}
 
     def instances_of_series(self, series_id: str) -> tuple[str, ...]:
         """The ids of all instances received for the series, in any order."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import redis
 
 from node import log
 from node.edges.ledger import Ledger
 from node.edges.orthanc import Orthanc
-from node.errors import OrthancUnavailable
+from node.errors import OrthancUnavailable, Rejected
 from node.pipeline import STEPS
 from node.pipeline.run import Wake
 
@@ -55,7 +56,7 @@ class Watch:
                 log.get().warning("Orthanc's index is younger than the cursor; reading from start")
                 cursor = 0
                 continue
-            received = [change.resource_id for change in page.changes if change.is_new_instance]
+            received = [one.resource_id for one in page.changes if one.kind == "NewInstance"]
             if page.last != cursor:
                 self._ledger.record_arrivals(_FEED, page.last, self._series_of(received))
             cursor = page.last
@@ -63,13 +64,19 @@ class Watch:
                 return
 
     def _series_of(self, instance_ids: Iterable[str]) -> set[str]:
-        found = (self._orthanc.series_of_instance(instance_id) for instance_id in instance_ids)
-        return {series_id for series_id in found if series_id}
+        found = set()
+        for instance_id in instance_ids:
+            with suppress(Rejected):  # deleted by a person since
+                found.add(self._orthanc.series_of_instance(instance_id))
+        return found
 
     def _open_quiet(self) -> None:
         for series_id in self._ledger.quiet_series(self._quiet_s):
-            instance_ids = self._orthanc.instances_of_series(series_id)
-            study_id = self._orthanc.study_of_series(series_id) or ""
+            study_id = ""
+            instance_ids: tuple[str, ...] = ()
+            with suppress(Rejected):  # deleted by a person since: no instances, no job
+                instance_ids = self._orthanc.instances_of_series(series_id)
+                study_id = self._orthanc.study_of_series(series_id)
             job = self._ledger.open_jobs(series_id, study_id, instance_ids)
             if job:
                 log.get().info("series is quiet", job_id=job.id, instances=len(instance_ids))

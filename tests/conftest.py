@@ -1,0 +1,45 @@
+"""Fixtures that start real servers once for a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from node.edges.orthanc_config import DicomPeer
+from tests.orthanc_server import OrthancServer, require_orthanc
+from tests.running_node import RunningNode
+
+
+@pytest.fixture(scope="session")
+def node_ports() -> dict[str, int]:
+    """The node's ports, known before it starts because the PACS names it as a peer."""
+    return RunningNode.free_ports()
+
+
+@pytest.fixture(scope="session")
+def pacs(
+    tmp_path_factory: pytest.TempPathFactory, node_ports: dict[str, int]
+) -> Iterator[OrthancServer]:
+    """A stand-in hospital PACS that takes results of the node and answers a tester's queries."""
+    require_orthanc()
+    peers = [
+        DicomPeer("segnode", "SEGNODE", "127.0.0.1", node_ports["dicom"], may_query=True),
+        DicomPeer("tester", "TESTER", "127.0.0.1", 11112, may_query=True),
+    ]
+    folder = tmp_path_factory.mktemp("pacs")
+    with OrthancServer(folder, ae_title="HOSPITAL", peers=peers, bridge=_NO_BRIDGE) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def node(
+    tmp_path_factory: pytest.TempPathFactory, pacs: OrthancServer, node_ports: dict[str, int]
+) -> Iterator[RunningNode]:
+    """A whole node, shared by the tests: each sends studies of its own."""
+    with RunningNode(tmp_path_factory.mktemp("node"), pacs, node_ports) as running:
+        yield running
+
+
+_NO_BRIDGE = Path(__file__).resolve().parents[1] / "deploy" / "demo" / "no_bridge" / "bridge.py"
