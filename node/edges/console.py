@@ -174,13 +174,8 @@ class _Console:
         return JSONResponse(
             {
                 "models": [
-                    {
-                        "name": m.name,
-                        "version": m.version,
-                        "digest": m.digest,
-                        "modality": m.modality,
-                    }
-                    for m in self.manifests.values()
+                    {"name": model.name, "version": model.version, "modality": model.modality}
+                    for model in self.manifests.values()
                 ],
                 "destinations": list(self.destinations),
             }

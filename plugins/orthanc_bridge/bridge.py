@@ -10,6 +10,7 @@ nudge only shortens the wait. It reads two environment variables:
 ``SEGNODE_CONSOLE_TOKEN_FILE``  the file that holds the console's token
 """
 
+import atexit
 import http.client
 import json
 import os
@@ -98,26 +99,35 @@ class Nudger:
 
     def __init__(self):
         self._due = threading.Event()
+        self._stopped = threading.Event()
         self._silent = False
+        self._thread = threading.Thread(target=self._run, name="segnode-nudge", daemon=True)
 
     def start(self):
-        threading.Thread(target=self._run, name="segnode-nudge", daemon=True).start()
+        self._thread.start()
+
+    def stop(self):
+        """End the thread: Orthanc is about to unload the Python that it runs on."""
+        self._stopped.set()
+        self._due.set()
+        self._thread.join(NUDGE_TIMEOUT_S + 1)
 
     def nudge(self):
         """Return at once; the node hears of it within a quarter of a second."""
         self._due.set()
 
     def _run(self):
-        pause = threading.Event()  # never set: a sleep that does not hold the interpreter's lock
         while True:
             self._due.wait()
             self._due.clear()
+            if self._stopped.is_set():
+                return
             try:
                 status, _, _ = ask_node("POST", "/nudge", timeout_s=NUDGE_TIMEOUT_S)
                 self._note(f"HTTP {status}" if status >= 300 else "")
             except NodeSilent as error:
                 self._note(str(error))
-            pause.wait(NUDGE_EVERY_S)
+            self._stopped.wait(NUDGE_EVERY_S)
 
     def _note(self, failure):
         if bool(failure) == self._silent:
@@ -240,21 +250,19 @@ def load_assets(folder):
 
 
 def connect():
-    """Register everything with Orthanc."""
+    """Register everything with Orthanc; return the REST callback, which must be kept."""
     nudger, console = Nudger(), Console(load_assets(ASSETS))
     nudger.start()
-    arrivals = {
-        orthanc.ChangeType.NEW_INSTANCE,
-        orthanc.ChangeType.NEW_SERIES,
-        orthanc.ChangeType.ORTHANC_STARTED,
-    }
+    atexit.register(nudger.stop)  # runs when Orthanc finalizes its Python
+    arrivals = {orthanc.ChangeType.NEW_INSTANCE, orthanc.ChangeType.ORTHANC_STARTED}
 
     def on_change(change, _level, _resource):
         if change in arrivals:
             nudger.nudge()
 
     orthanc.RegisterOnChangeCallback(on_change)
-    orthanc.RegisterRestCallback(f"{ROOT}(/.*)?", console.answer)
+    answer = console.answer
+    orthanc.RegisterRestCallback(f"{ROOT}(/.*)?", answer)
     # Orthanc Explorer is at /app/explorer.html, its extensions at /plugins/explorer.js.
     orthanc.ExtendOrthancExplorer(
         'import("../segnode/study_panel.js").catch(function (error) {'
@@ -262,6 +270,9 @@ def connect():
     )
     orthanc.SetDescription("segnode: the processing node's jobs, on each study and in one list")
     orthanc.SetRootUri(f"..{ROOT}/index.html")
+    return answer
 
 
-connect()
+# Plugin 7.1 drops its reference to a REST callback after Python is finalized: were it the last one,
+# Orthanc would crash (exit status 139) at every stop.
+KEPT = connect()
