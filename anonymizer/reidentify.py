@@ -21,6 +21,7 @@ from anonymizer.identity import leaves
 from anonymizer.part10 import (
     SPECIFIC_CHARACTER_SET,
     Element,
+    Instance,
     read_instance,
     write_instance,
 )
@@ -103,6 +104,7 @@ def check_released(
     """
     instance = read_instance(data, pixels_required=False)
     shared = patient_study_attributes()
+    _check_is_new(instance, crosswalk)
     _check_patient_and_study(instance.elements, crosswalk)
     own = [element for element in instance.elements if element.tag not in shared]
     _check_no_pseudonym(own, crosswalk)
@@ -121,7 +123,10 @@ def _patient_and_study(crosswalk: Crosswalk) -> list[Element]:
         if element.tag in shared or element.tag == SPECIFIC_CHARACTER_SET
     }
     for tag, attribute_type in shared.items():
-        if attribute_type == "2" and tag not in found:
+        # The Clinical Trial modules (group 0012) are optional: what the original lacks of them
+        # stays absent, because one attribute alone would claim the whole module.
+        optional_module = tag >> 16 == 0x0012
+        if attribute_type == "2" and tag not in found and not optional_module:
             found[tag] = Element(tag, dictionary_VR(tag), b"")
     return list(found.values())
 
@@ -183,6 +188,15 @@ def _leaves_with_parent(elements: list[Element], parent: int = 0) -> Iterator[_L
                 yield from _leaves_with_parent(item, element.tag)
         else:
             yield _Leaf(element, parent, elements)
+
+
+def _check_is_new(instance: Instance, crosswalk: Crosswalk) -> None:
+    """A result is an instance and a series of its own, or it would replace what it came from."""
+    top = {element.tag: _bare(element) for element in instance.elements}
+    if instance.sop_instance_uid in crosswalk.uids:
+        raise ReferenceMismatch("SOPInstanceUID is that of an instance of the original study")
+    if top.get(SERIES_INSTANCE_UID) in (None, b"", crosswalk.series_instance_uid.encode("ascii")):
+        raise ReferenceMismatch("SeriesInstanceUID is missing or that of the original series")
 
 
 def _check_patient_and_study(elements: list[Element], crosswalk: Crosswalk) -> None:

@@ -217,7 +217,7 @@ def _console_answers(settings: Settings) -> bool:
 
 def _worker_answers(hospital: Hospital, name: str) -> bool:
     try:
-        answers = hospital.celery.control.ping(timeout=0.5)
+        answers = hospital.celery.control.ping(timeout=1.0)
     except Exception:  # noqa: BLE001 - whatever kombu raises, the worker does not answer
         return False
     return any(key.startswith(f"{name}@") for answer in answers for key in answer)
