@@ -153,7 +153,7 @@ def _ipv4_address(peer: DicomPeer) -> str:
         return socket.gethostbyname(peer.host)
     except OSError:
         raise ValueError(
-            f"DICOM peer {peer.name}: the host name has no IPv4 address; correct it or use the address"
+            f"DICOM peer {peer.name}: its host name has no IPv4 address; correct it"
         ) from None
 
 
