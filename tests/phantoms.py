@@ -208,7 +208,7 @@ def _instance(
     ds.StudyID = "1"
     ds.SeriesNumber = 1
     ds.AcquisitionNumber = 1
-    ds.InstanceNumber = 2 * index + copy + 1 if copy else index + 1
+    ds.InstanceNumber = 1000 * copy + index + 1
     ds.ImagePositionPatient = [f"{value:.6g}" for value in first_pixel]
     ds.ImageOrientationPatient = [f"{value:g}" for value in orientation]
     ds.FrameOfReferenceUID = uids("frame of reference")

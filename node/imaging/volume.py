@@ -26,7 +26,7 @@ SAME_IN_ALL_KEYWORDS = ("Rows", "Columns", "PixelSpacing", "FrameOfReferenceUID"
 
 SPACING_TOLERANCE = 0.01
 """A gap may differ from the median by this share of it ..."""
-POSITION_TOLERANCE_MM = 0.05
+POSITION_TOLERANCE_MM = 0.101
 """... or by this much, because scanners write positions rounded to a tenth of a millimetre."""
 DUPLICATE_DISTANCE_MM = 0.01
 COSINE_TOLERANCE = 1e-3
@@ -98,7 +98,7 @@ def series_geometry(instances: Sequence[Dataset]) -> Geometry:
     GeometryError
         One instance only; an attribute is missing or differs between instances; slices are not
         parallel; two share a position; a gap differs from the median by more than 1 % (and
-        0.05 mm); the stack is sheared (gantry tilt) by more than half a degree.
+        0.1 mm); the stack is sheared (gantry tilt) by more than half a degree.
 
     References
     ----------
