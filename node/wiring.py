@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from anonymizer.errors import AnonymizerError
 from node.edges import secret_files
 from node.edges.artifacts import FolderArtifacts
 from node.edges.celery_app import HOSPITAL_QUEUES, celery_app
@@ -42,6 +41,7 @@ ORTHANC_USER = "segnode"
 
 def policy_with(recipe: Path | None) -> Policy:
     """The basic profile of PS3.15, and a site's recipe over it."""
+    from anonymizer.errors import AnonymizerError
     from anonymizer.profile import basic_policy
     from anonymizer.recipe import apply_recipe
 

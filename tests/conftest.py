@@ -11,6 +11,8 @@ from node.edges.orthanc_config import DicomPeer
 from tests.orthanc_server import OrthancServer, require_orthanc
 from tests.running_node import RunningNode
 
+_NO_BRIDGE = Path(__file__).resolve().parents[1] / "deploy" / "demo" / "no_bridge" / "bridge.py"
+
 
 @pytest.fixture(scope="session")
 def node_ports() -> dict[str, int]:
@@ -42,4 +44,22 @@ def node(
         yield running
 
 
-_NO_BRIDGE = Path(__file__).resolve().parents[1] / "deploy" / "demo" / "no_bridge" / "bridge.py"
+@pytest.fixture(scope="session")
+def stow_node(
+    tmp_path_factory: pytest.TempPathFactory, pacs: OrthancServer
+) -> Iterator[RunningNode]:
+    """A node whose rule names its destination by STOW-RS, for studies that come over HTTP."""
+    folder = tmp_path_factory.mktemp("stow-node")
+    password = folder / "pacs_password"
+    password.write_text(pacs.auth[1])
+    password.chmod(0o600)
+    web = f"""
+        [[dicomweb_peers]]
+        name = "archive"
+        url = "{pacs.url}/dicom-web"
+        username = "{pacs.auth[0]}"
+        password_file = "{password}"
+    """
+    ports = RunningNode.free_ports()
+    with RunningNode(folder, pacs, ports, destinations=["archive"], more=web) as running:
+        yield running

@@ -176,6 +176,7 @@ class RunningNode:
     def stow(self, study: Study) -> int:
         """Send a study by STOW-RS with curl; the HTTP status."""
         boundary = "segnode-boundary"
+        content_type = f"multipart/related; type=application/dicom; boundary={boundary}"
         body = self.folder / "stow.body"
         with body.open("wb") as file:
             for one in study.files:
@@ -186,7 +187,7 @@ class RunningNode:
             [
                 "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}",
                 "-u", f"segnode:{self.secret('orthanc_password')}",
-                "-H", f"Content-Type: multipart/related; type=application/dicom; boundary={boundary}",
+                "-H", f"Content-Type: {content_type}",
                 "--data-binary", f"@{body}", f"{self.url}/dicom-web/studies",
             ],
             capture_output=True, text=True, check=True, timeout=120,

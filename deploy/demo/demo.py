@@ -12,14 +12,13 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pydicom
 from pacs import REPOSITORY, StandInPacs
 from rich import box
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from node import service
@@ -27,7 +26,7 @@ from node.edges.console_json import timings_shown
 from node.edges.ledger import Ledger
 from node.edges.orthanc_config import DicomPeer
 from node.errors import NodeError
-from node.jobs import Job, State
+from node.jobs import Job, State, StepName
 from node.pipeline import STEPS
 from node.settings import Settings, load
 from node.wiring import Hospital
@@ -90,46 +89,39 @@ def run(settings: Settings, pacs: StandInPacs) -> int:
 
 def watch(ledger: Ledger, series_id: str) -> Job | None:
     """Live progress, step by step, until the job ends."""
-    progress = Progress(
-        TextColumn("{task.fields[sign]} {task.description:<11}"),
-        BarColumn(bar_width=28),
-        TimeElapsedColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
-        console=out,
-    )
-    tasks = {
-        step.name: progress.add_task(step.name, total=1.0, sign=" ", note=step.does, start=False)
-        for step in STEPS
-    }
     job: Job | None = None
     deadline = time.monotonic() + GIVE_UP_S
-    with Live(progress, console=out, refresh_per_second=8):
+    with Live(console=out, refresh_per_second=8) as live:
         while time.monotonic() < deadline:
             job = next((one for one in ledger.jobs() if one.series_id == series_id), None)
             if job:
-                draw(progress, tasks, job, ledger)
+                live.update(drawn(job, ledger))
                 if job.state not in OPEN:
                     break
             time.sleep(0.1)
     return job
 
 
-def draw(progress: Progress, tasks: dict[Any, Any], job: Job, ledger: Ledger) -> None:
-    seconds = {one["step"]: one["seconds"] for one in
-               timings_shown(ledger.attempts(job.id), time.time())["timings"]}  # fmt: skip
-    passed = True
-    for step in STEPS:
-        task = progress.tasks[tasks[step.name]]
-        current = job.step is step.name and job.state is not State.CONFIRMED
-        passed = passed and not current
-        if step.name in seconds:
-            task.start_time, task.stop_time = 0.0, float(seconds[step.name])
-        progress.update(
-            task.id,
-            completed=1.0 if passed else (job.progress if current else 0.0),
-            sign="[green]✓[/]" if passed else ("[blue]▸[/]" if current else " "),
-            note=job.cause or step.does if current else step.does,
+def drawn(job: Job, ledger: Ledger) -> Table:
+    """One line a step: done, how far, how long, what for."""
+    timings = timings_shown(ledger.attempts(job.id), time.time())["timings"]
+    seconds = {timing["step"]: timing["seconds"] for timing in timings}
+    table = Table.grid(padding=(0, 1))
+    for _ in range(4):
+        table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis", style="dim")
+    reached = list(StepName).index(job.step) + (job.state is State.CONFIRMED)
+    for number, step in enumerate(STEPS):
+        done, current = number < reached, number == reached
+        share = 1.0 if done else job.progress if current else 0.0
+        table.add_row(
+            "[green]✓[/]" if done else "[blue]▸[/]" if current else " ",
+            step.name,
+            ProgressBar(total=1.0, completed=share, width=20),
+            f"{seconds[step.name]:5.1f} s" if step.name in seconds else "",
+            job.cause or step.does if current else step.does,
         )
+    return table
 
 
 def show(settings: Settings, pacs: StandInPacs, study_id: str, job: Job, ledger: Ledger) -> int:

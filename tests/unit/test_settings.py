@@ -1,0 +1,138 @@
+"""Settings: what is wrong stops the start and is named; the example documents everything."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from node import settings
+from node.settings import BadSettings, Settings, load
+from node.wiring import Hospital
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EXAMPLE = REPOSITORY / "segnode.example.toml"
+
+
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Settings:
+    file = tmp_path / "segnode.toml"
+    file.write_text(text)
+    monkeypatch.setenv("SEGNODE_CONFIG", str(file))
+    return load()
+
+
+def documented_settings() -> set[str]:
+    """Dotted names in the example, those behind a comment sign included."""
+    text = re.sub(r"(?m)^# ?(?=[a-z_]+ = )", "", EXAMPLE.read_text())
+    names = set()
+
+    def walk(prefix: str, table: object) -> None:
+        if isinstance(table, list):
+            for one in table:
+                walk(prefix, one)
+        elif isinstance(table, dict):
+            for key, value in table.items():
+                names.add(prefix + key)
+                walk(f"{prefix}{key}.", value)
+
+    walk("", tomllib.loads(text))
+    return names
+
+
+def known_settings(model: type[BaseModel], prefix: str = "") -> set[str]:
+    """Dotted names of every field, sections followed."""
+    names = set()
+    for name, field in model.model_fields.items():
+        names.add(prefix + name)
+        for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            for inner in (candidate, *getattr(candidate, "__args__", ())):
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    names |= known_settings(inner, f"{prefix}{name}.")
+    return names
+
+
+def test_the_example_documents_every_setting_and_no_other() -> None:
+    """Adding a setting without a word about it fails here, and so does a stale word."""
+    assert documented_settings() == known_settings(Settings)
+
+
+def test_the_example_is_a_configuration_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copied as it is, it starts."""
+    found = loaded(tmp_path, monkeypatch, EXAMPLE.read_text())
+    assert found.rules[0].model == "ct_lungs"
+
+
+def test_the_defaults_in_the_example_are_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A section of the example equals the same section of an empty file."""
+    shown = loaded(tmp_path, monkeypatch, EXAMPLE.read_text())
+    plain = loaded(tmp_path, monkeypatch, "")
+    for section in ("dicom", "orthanc", "broker", "console", "receive", "deidentify", "routing"):
+        assert getattr(shown, section) == getattr(plain, section), section
+
+
+def test_the_environment_wins_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container sets ports without a file."""
+    monkeypatch.setenv("SEGNODE_DICOM__PORT", "11112")
+    assert loaded(tmp_path, monkeypatch, "[dicom]\nport = 104").dicom.port == 11112
+
+
+RULE = """
+[[rules]]
+name = "r"
+model = "ct_lungs"
+when = [{condition}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[dicom]\nport = 70000", "dicom.port"),
+        ("[dicom]\nae_title = 'SEVENTEEN_LETTERS'", "dicom.ae_title"),
+        ("[dicom]\nprot = 104", "dicom.prot"),
+        (RULE.format(condition='{tag = "PatientAgge", equals = "1"}'), "PatientAgge"),
+        (RULE.format(condition='{tag = "Modality"}'), "rules.0.when.0"),
+        (RULE.format(condition='{tag = "Modality", matches = "("}'), "regular expression"),
+        (RULE.format(condition='{geometry = "colour", equals = 1}'), "rules.0.when.0.geometry"),
+        (
+            RULE.format(condition='{tag = "Modality", equals = "CT"}')
+            + 'destinations = ["nowhere"]',
+            "nowhere",
+        ),
+    ],
+)
+def test_a_bad_value_stops_the_start_and_names_its_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    """The person who wrote the line finds it."""
+    with pytest.raises(BadSettings, match=re.escape(said)):
+        loaded(tmp_path, monkeypatch, text)
+
+
+def test_a_rule_that_names_an_unknown_model_stops_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is not installed is found out before a patient waits for it."""
+    text = RULE.format(condition='{tag = "Modality", equals = "CT"}').replace(
+        "ct_lungs", "ct_liver"
+    )
+    found = loaded(tmp_path, monkeypatch, f'models_dir = "{REPOSITORY / "models"}"\n' + text)
+    with pytest.raises(BadSettings, match=r"rules\.0 \(r\).*ct_liver"):
+        _ = Hospital(found).models
+
+
+def test_an_error_never_repeats_the_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A password typed into the wrong field does not land in a log."""
+    with pytest.raises(BadSettings) as raised:
+        loaded(tmp_path, monkeypatch, "[dicom]\nport = 'hunter2-secret'")
+    assert "hunter2" not in str(raised.value)
+    assert settings.BadSettings.default_remedy in raised.value.remedy
