@@ -115,14 +115,36 @@ def main() -> None:
 
 def read_cases(data: Path, preprocessing: dict[str, Any]) -> list[Case]:
     """Every series below ``data`` that has a mask, on the network's grid."""
+    masks = read_masks(sorted((data / "pseudo_labels_256").glob("*.npz")))
+    folders = sorted({path.parent for path in data.rglob("*.dcm")})
+    return [read_case(folder, masks, preprocessing) for folder in folders]
+
+
+def read_masks(paths: list[Path]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Threshold masks (rows, columns) by the SOP Instance UID that each belongs to."""
     masks: dict[str, npt.NDArray[np.bool_]] = {}
-    for path in sorted((data / "pseudo_labels_256").glob("*.npz")):
+    for path in paths:
         with np.load(path, allow_pickle=False) as file:
             shape = tuple(int(n) for n in file["shape"])
             bits = np.unpackbits(file["mask"])[: math.prod(shape)].reshape(shape)
             masks.update(zip(file["sop"].tolist(), bits.astype(bool), strict=True))
-    folders = sorted({path.parent for path in data.rglob("*.dcm")})
-    return [read_case(folder, masks, preprocessing) for folder in folders]
+    return masks
+
+
+def mask_grid(grid: PlaneGrid, shape: tuple[int, ...]) -> PlaneGrid:
+    """The same square over a mask (slices, rows, columns) that shows the source plane smaller."""
+    rows, columns = shape[1:]
+    shrink = (grid.source_shape[0] / rows, grid.source_shape[1] / columns)
+    return PlaneGrid(
+        grid.size,
+        grid.spacing_mm,
+        (rows, columns),
+        (grid.source_spacing_mm[0] * shrink[0], grid.source_spacing_mm[1] * shrink[1]),
+        (
+            (grid.center[0] - (shrink[0] - 1) / 2) / shrink[0],
+            (grid.center[1] - (shrink[1] - 1) / 2) / shrink[1],
+        ),
+    )
 
 
 def read_case(
@@ -138,18 +160,7 @@ def read_case(
     planes = grid.from_source(array, -1024)
 
     mask = orientation.apply(np.stack([masks[uid] for uid in volume.sop_instance_uids]))
-    shrink = array.shape[1] / mask.shape[1]
-    mask_grid = PlaneGrid(
-        size,
-        step,
-        (mask.shape[1], mask.shape[2]),
-        (spacing[1] * shrink, spacing[2] * shrink),
-        (
-            (grid.center[0] - (shrink - 1) / 2) / shrink,
-            (grid.center[1] - (shrink - 1) / 2) / shrink,
-        ),
-    )
-    lungs = mask_grid.from_source(mask, 0) > 0.5
+    lungs = mask_grid(grid, mask.shape).from_source(mask, 0) > 0.5
     return Case(folder.name, planes, lung_labels(planes, lungs, spacing[0], step), spacing[0])
 
 
