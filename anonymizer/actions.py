@@ -13,8 +13,9 @@ from typing import assert_never
 from pydicom._dicom_dict import DicomDictionary
 
 from anonymizer.dates import cap_age, shift_date, shift_date_time
+from anonymizer.encoding import WORD_BYTES, Element
 from anonymizer.identity import Identifiers
-from anonymizer.part10 import SPECIFIC_CHARACTER_SET, WORD_BYTES, Element, decode_text
+from anonymizer.part10 import SPECIFIC_CHARACTER_SET, decode_text
 from anonymizer.profile import CODED_ENTRY, PATIENT_NAME, TEXT_VRS, Action, ClassPolicy
 from anonymizer.uids import pseudonymous_uid
 
@@ -33,14 +34,15 @@ _DUMMIES = {
     "AS": b"000Y", "CS": b"ANON", "DA": b"19000101", "DS": b"0", "DT": b"19000101000000",
     "IS": b"0", "PN": b"ANON^", "TM": b"000000", "UR": b"urn:anon",
 }  # fmt: skip
+IMAGE_TYPES = frozenset({
+    "ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "LOCALIZER", "MPR", "VOLUME", "HELICAL",
+    "REFORMATTED", "AVERAGE", "MAXIMUM", "MINIMUM", "STATIC", "DYNAMIC", "GATED", "IMAGE", "OTHER",
+    "NONE", "M", "P", "R", "I",
+})  # fmt: skip
 # Attributes whose values are one of a closed list (PS3.3 C.7.6.1.1.2, C.7.6.3.1.2 ...): a
 # patient called Primary is not given away by a primary image.
 CLOSED_LISTS = {
-    0x00080008: frozenset(
-        ("ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "LOCALIZER", "MPR", "VOLUME")
-        + ("HELICAL", "REFORMATTED", "AVERAGE", "MAXIMUM", "MINIMUM", "STATIC", "DYNAMIC")
-        + ("GATED", "IMAGE", "M", "P", "R", "I", "OTHER", "NONE")
-    ),
+    0x00080008: IMAGE_TYPES,
     0x00080060: frozenset(["CT", "MR", "CR", "DX", "PT", "SEG"]),
     0x00080068: frozenset(("FOR PRESENTATION", "FOR PROCESSING")),
     0x00280004: frozenset(("MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR")),
@@ -246,13 +248,16 @@ def cleaned_coded_item(
     scheme = values.get(CODING_SCHEME, b"")
     if not isinstance(scheme, bytes) or scheme.strip(b"\0 ") not in KNOWN_SCHEMES:
         return []
-    code = next((values[tag] for tag in CODE_VALUES if values.get(tag)), b"")
+    codes = [values[tag] for tag in CODE_VALUES if values.get(tag)]
+    for code in codes:
+        if not isinstance(code, bytes) or patient.identifiers.occurs_in(code.decode("latin-1")):
+            return []
     cleaned = []
     for element in item:
         value = element.value
         if element.tag == CODE_MEANING and isinstance(value, bytes):
             text = decode_text(value, character_set, "LO")
             if patient.identifiers.occurs_in(text):
-                element = Element(element.tag, element.vr, code)
+                element = Element(element.tag, element.vr, codes[0] if codes else b"ANON")
         cleaned.append(element)
     return cleaned

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from anonymizer.deidentify import OriginalIdentity
+from anonymizer.encoding import Element
 from anonymizer.errors import Unsupported, VaultError
-from anonymizer.part10 import Element, read_header
+from anonymizer.part10 import read_header
 
 FORMAT_VERSION = 1
 

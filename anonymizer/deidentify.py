@@ -16,7 +16,9 @@ from pathlib import Path
 from pydicom import config
 from pydicom.charset import python_encoding
 from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from anonymizer.actions import (
     CODE_MEANING,
@@ -26,12 +28,12 @@ from anonymizer.actions import (
     treat_elements,
 )
 from anonymizer.dates import shift_days_for
+from anonymizer.encoding import Element
 from anonymizer.errors import BurnedInText, Unreadable, Unsupported
 from anonymizer.identity import identifiers_of, leaves
 from anonymizer.keys import PseudonymKeys
 from anonymizer.part10 import (
     SPECIFIC_CHARACTER_SET,
-    Element,
     Instance,
     decode_text,
     read_instance,
@@ -39,7 +41,7 @@ from anonymizer.part10 import (
 )
 from anonymizer.pixels import burned_in_risk, is_drawn
 from anonymizer.profile import PATIENT_ID, PATIENT_NAME, Policy
-from anonymizer.verify import verify_deidentified
+from anonymizer.verify import verify_deidentified, verify_fragments
 
 STUDY_INSTANCE_UID = 0x0020000D
 SERIES_INSTANCE_UID = 0x0020000E
@@ -121,6 +123,8 @@ def deidentify_instance(
     # A date that is also what another date became cannot be told from it.
     identifiers = patient.identifiers.with_uids(patient.uids).without_dates(patient.dates.values())
     verify_deidentified(output, identifiers, patient.pseudonym)
+    if UID(instance.transfer_syntax_uid).is_encapsulated:
+        verify_fragments(instance.pixel_data, identifiers)
     return DeidentifiedInstance(
         data=output,
         sop_instance_uid=sop_instance_uid,
@@ -187,13 +191,14 @@ def _patient(instance: Instance, keys: PseudonymKeys) -> Patient:
 def _judged_dataset(instance: Instance) -> Dataset:
     """The few attributes by which the pixels are judged, decoded."""
     dataset = Dataset()
-    with config.disable_value_validation():
-        for tag, vr, value in instance.elements:
-            if tag in _PIXEL_JUDGEMENT_TAGS and isinstance(value, bytes):
-                text = value.decode("latin-1").rstrip("\0 ")
-                dataset.add_new(tag, vr, text.split("\\") if "\\" in text else text)
-            elif tag >> 16 & 0xFF01 == 0x6000 and tag & 0xFFFF in (0x0102, 0x3000):
-                dataset.add_new(tag, "US", None)  # its presence is what counts
+    for tag, _vr, value in instance.elements:
+        if tag in _PIXEL_JUDGEMENT_TAGS and isinstance(value, bytes):
+            terms = value.decode("latin-1").rstrip("\0 ").split("\\")
+            vr = dictionary_VR(tag)
+            # pydicom's complaint about a malformed value would quote it.
+            dataset.add(DataElement(tag, vr, terms, validation_mode=config.IGNORE))
+        elif tag >> 16 & 0xFF01 == 0x6000 and tag & 0xFFFF in (0x0102, 0x3000):
+            dataset.add_new(tag, "US", None)  # its presence is what counts
     return dataset
 
 

@@ -11,8 +11,8 @@
     │   ├── ResidualIdentifier  an identifier survived in the output
     │   ├── PseudonymRemains    a pseudonym survived in an object that goes back
     │   ├── ReferenceMismatch   a reference does not resolve in the original study
-    │   └── CrosswalkMissing    the vault holds nothing for this study
-    ├── VaultError      a sealed record was altered, or its key is not here
+    │   ├── CrosswalkMissing    the vault holds nothing for this study
+    │   └── VaultError          a sealed record was altered, or its key is not here
     ├── KeyFileError    a key file is missing, malformed, or readable by others
     └── RecipeError     a recipe or profile cannot be understood: nothing starts
 
@@ -87,7 +87,7 @@ class CrosswalkMissing(Quarantined):
     default_remedy = "Restore the vault from its backup, or process the original series again."
 
 
-class VaultError(AnonymizerError):
+class VaultError(Quarantined):
     """A sealed record was altered, moved or truncated, or its key is not in the key ring."""
 
     default_remedy = "Restore the record and its key from the backup; do not edit vault files."

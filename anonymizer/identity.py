@@ -33,7 +33,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from anonymizer.part10 import SPECIFIC_CHARACTER_SET, Element, decode_text
+from anonymizer.encoding import Element
+from anonymizer.part10 import SPECIFIC_CHARACTER_SET, decode_text
 
 # Numbers and texts under which a patient, a visit or an order is known (PS3.3 C.7.1, C.7.2, C.4).
 NUMBER_TAGS = frozenset({
@@ -81,7 +82,10 @@ class Identifiers:
         return replace(self, uids=self.uids.union(uids))
 
     def occurs_in(self, text: str) -> bool:
-        """Whether a name or number of this patient stands in ``text``."""
+        """Whether a name, number or date of this patient stands in ``text``."""
+        dates = date_pattern(self.dates)
+        if dates is not None and dates.search(text):
+            return True
         pattern = _pattern(self.names, self.numbers)
         return pattern is not None and any(pattern.search(form) for form in folded_forms(text))
 
@@ -180,6 +184,7 @@ def _pattern(names: frozenset[str], numbers: frozenset[str]) -> re.Pattern[str] 
     return re.compile("|".join(sorted(choices, key=len, reverse=True))) if choices else None
 
 
+@lru_cache(maxsize=64)
 def date_pattern(dates: frozenset[str]) -> re.Pattern[str] | None:
     """A pattern that finds any of ``dates`` (YYYYMMDD) however it is written with digits."""
     choices = []

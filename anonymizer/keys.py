@@ -41,6 +41,11 @@ class PseudonymKeys:
         return cls(derive(b"uid"), derive(b"patient id"), derive(b"date shift"))
 
 
+def random_secret() -> bytes:
+    """A secret that is written nowhere: what it makes can never be made again."""
+    return secrets.token_bytes(SECRET_BYTES)
+
+
 def read_key_file(path: Path) -> bytes:
     """The 32 bytes written as 64 hexadecimal digits in ``path``.
 
@@ -76,7 +81,7 @@ def create_key_file(path: Path) -> bytes:
         There is a file already: a secret is never overwritten.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    secret = secrets.token_bytes(SECRET_BYTES)
+    secret = random_secret()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secret.hex() + "\n")

@@ -6,15 +6,15 @@ Everything is rebuilt on the way out: preamble, file meta information, every ele
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import NamedTuple, cast
+from typing import cast
 
-from pydicom import config
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
@@ -27,42 +27,26 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
-from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, PN_DELIMS, STANDARD_VR, TEXT_VR_DELIMS
+from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
+from anonymizer.encoding import UNDEFINED, VRS, WORD_BYTES, Element, encode_elements, swapped
 from anonymizer.errors import Unreadable, Unsupported
+from anonymizer.pixel_data import pixel_elements
 
 # Registered once for this software by the UUID method (PS3.5 B.2).
 IMPLEMENTATION_CLASS_UID = "2.25.262087190137184640731853270417386207837"
 IMPLEMENTATION_VERSION_NAME = "SEGNODE_ANON_1"
 
-# Extended offset tables and the three kinds of pixel data: the last elements of an instance that
-# mean anything here. What follows (padding, digital signatures) is dropped.
-PIXEL_TAGS = frozenset({0x7FE00001, 0x7FE00002, 0x7FE00008, 0x7FE00009, 0x7FE00010})
-PIXEL_DATA = 0x7FE00010
 SPECIFIC_CHARACTER_SET = 0x00080005
-UNDEFINED = 0xFFFFFFFF
 # A deflated instance is a few hundred times smaller at most; more is an attack (a "zip bomb").
 MAX_INFLATED_BYTES = 1 << 31
 
-LONG_VRS = frozenset(str(vr) for vr in EXPLICIT_VR_LENGTH_32)
-VRS = frozenset(str(vr) for vr in STANDARD_VR)
-# Width of one word of a binary VR, for the byte order (PS3.5 7.3).
-WORD_BYTES = {"US": 2, "SS": 2, "OW": 2, "AT": 2, "UL": 4, "SL": 4, "FL": 4, "OF": 4, "OL": 4}
-WORD_BYTES |= {"FD": 8, "OD": 8, "SV": 8, "UV": 8, "OV": 8}
 # JPIP: deflated, and the pixels are on another server.
 _UNREADABLE_SYNTAXES = frozenset({"1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
 # What pydicom and the standard library raise on damaged input. Their messages quote values, so
 # they are never passed on.
 DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError,
           NotImplementedError, RecursionError, OverflowError, struct.error, zlib.error)  # fmt: skip
-
-
-class Element(NamedTuple):
-    """One data element: little endian value bytes, or the items of a sequence."""
-
-    tag: int
-    vr: str
-    value: bytes | list[list[Element]]
 
 
 @dataclass(frozen=True)
@@ -98,7 +82,7 @@ def read_instance(data: bytes, *, pixels_required: bool = True) -> Instance:
         A transfer syntax that cannot be read without decoding the pixels.
     """
     try:
-        with warnings.catch_warnings(), config.disable_value_validation():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's warnings quote values
             return _read_instance(data, pixels_required)
     except DAMAGE:
@@ -113,7 +97,9 @@ def _read_instance(data: bytes, pixels_required: bool) -> Instance:
     meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
     syntax = UID(str(meta[0x00020010].value))
     if syntax.is_private or syntax.type != "Transfer Syntax" or syntax in _UNREADABLE_SYNTAXES:
-        raise Unsupported("The Transfer Syntax UID (0002,0010) is not one that can be read here")
+        registered = re.fullmatch(r"1\.2\.840\.10008\.[0-9.]{1,50}", syntax)
+        name = syntax if registered else "that is not DICOM's"
+        raise Unsupported(f"No reader for the transfer syntax {name} (0002,0010)")
     start = file.tell()
     if syntax == DeflatedExplicitVRLittleEndian:
         data, start = _inflate(data[start:]), 0
@@ -127,8 +113,7 @@ def _read_instance(data: bytes, pixels_required: bool) -> Instance:
     end = file.tell()
     elements = _elements(dataset)
     found = {element.tag: element.value for element in elements if element.tag < 0x00300000}
-    bits_allocated = found.get(0x00280100, b"")
-    pixel_data = _pixel_elements(data, end, implicit, big_endian, bits_allocated)
+    pixel_data = pixel_elements(data, end, found, implicit=implicit, big_endian=big_endian)
     if pixels_required and not pixel_data:
         raise Unreadable("The instance ends before its Pixel Data (7FE0,0010)")
     sop_class_uid, sop_instance_uid = (
@@ -155,7 +140,7 @@ def decode_text(value: bytes, character_set: bytes, vr: str) -> str:
     """Text as the SpecificCharacterSet value ``character_set`` reads it; never fails."""
     if value.isascii() and b"\x1b" not in value:
         return value.decode("ascii").rstrip("\0 ")
-    with warnings.catch_warnings(), config.disable_value_validation():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             terms = [term.strip() for term in character_set.decode("ascii").split("\\")]
@@ -178,35 +163,6 @@ def write_instance(
     implicit = transfer_syntax_uid == ImplicitVRLittleEndian
     body = encode_elements(elements, implicit=implicit)
     return _file_meta(transfer_syntax_uid, sop_class_uid, sop_instance_uid) + body + pixel_data
-
-
-def encode_elements(elements: Iterable[Element], *, implicit: bool) -> bytes:
-    """Elements in tag order, little endian, sequences and items with explicit lengths."""
-    parts: list[bytes] = []
-    for tag, vr, value in sorted(elements, key=lambda element: element.tag):
-        if isinstance(value, list):
-            vr = "SQ"
-            value = b"".join(_item(encode_elements(item, implicit=implicit)) for item in value)
-        elif len(value) % 2:
-            value += b"\0" if vr in ("UI", "OB", "UN") else b" "
-        parts.append(_element_header(tag, vr, len(value), implicit))
-        parts.append(value)
-    return b"".join(parts)
-
-
-def _element_header(tag: int, vr: str, length: int, implicit: bool) -> bytes:
-    group, number = tag >> 16, tag & 0xFFFF
-    if implicit:
-        return struct.pack("<HHL", group, number, length)
-    if vr in LONG_VRS:
-        return struct.pack("<HH2sHL", group, number, vr.encode(), 0, length)
-    if length > 0xFFFF:  # PS3.5 6.2.2 note 5: too long for its VR in explicit form
-        return struct.pack("<HH2sHL", group, number, b"UN", 0, length)
-    return struct.pack("<HH2sH", group, number, vr.encode(), length)
-
-
-def _item(body: bytes) -> bytes:
-    return struct.pack("<HHL", 0xFFFE, 0xE000, len(body)) + body
 
 
 def _file_meta(syntax: str, sop_class_uid: str, sop_instance_uid: str) -> bytes:
@@ -271,7 +227,7 @@ def _element(dataset: Dataset, tag: int, entry: DataElement | RawDataElement) ->
     if vr not in VRS:
         vr = _settled_vr(vr, dataset) if " or " in vr else "UN"
     if not entry.is_little_endian and vr in WORD_BYTES:
-        value = _swapped(value, WORD_BYTES[vr])
+        value = swapped(value, WORD_BYTES[vr])
     return Element(tag, vr, value)
 
 
@@ -287,82 +243,3 @@ def _settled_vr(vr: str, dataset: Dataset) -> str:
     if vr.startswith("US or SS"):
         return "SS" if dataset.get("PixelRepresentation", 0) == 1 else "US"
     return "OW"
-
-
-def _swapped(value: bytes, width: int) -> bytes:
-    if len(value) % width:
-        raise Unreadable("A binary value is not a whole number of words")
-    swapped = bytearray(len(value))
-    for offset in range(width):
-        swapped[offset::width] = value[width - 1 - offset :: width]
-    return bytes(swapped)
-
-
-def _pixel_elements(
-    data: bytes,
-    position: int,
-    implicit: bool,
-    big_endian: bool,
-    bits_allocated: bytes | Sequence[object],
-) -> bytes:
-    """The elements of group 7FE0 from ``position``, complete, without what follows them."""
-    parts = []
-    previous = 0
-    while position < len(data):
-        tag, vr, start, length = _read_header_at(data, position, implicit, big_endian)
-        if tag == 0x7FE00000:  # retired group length
-            position = start + length
-            continue
-        if tag not in PIXEL_TAGS or tag <= previous:
-            break
-        previous = tag
-        end = _fragments_end(data, start) if length == UNDEFINED else start + length
-        if end > len(data):
-            raise Unreadable("Pixel Data (7FE0,0010) is cut short")
-        if big_endian:
-            parts.append(_little_endian_pixels(tag, vr, data[start:end], bits_allocated))
-        else:
-            parts.append(data[position:end])
-        position = end
-        if tag == PIXEL_DATA:
-            return b"".join(parts)
-    if parts:
-        raise Unsupported("Float or double pixel data (7FE0,0008), (7FE0,0009)")
-    return b""
-
-
-def _read_header_at(
-    data: bytes, position: int, implicit: bool, big_endian: bool
-) -> tuple[int, str, int, int]:
-    order = ">" if big_endian else "<"
-    if implicit:
-        group, number, length = struct.unpack_from(order + "HHL", data, position)
-        return group << 16 | number, "OW", position + 8, length
-    group, number, raw_vr, length = struct.unpack_from(order + "HH2sH", data, position)
-    vr = raw_vr.decode("ascii")
-    if vr in LONG_VRS:
-        (length,) = struct.unpack_from(order + "L", data, position + 8)
-        return group << 16 | number, vr, position + 12, length
-    return group << 16 | number, vr, position + 8, length
-
-
-def _fragments_end(data: bytes, position: int) -> int:
-    """Position after the Sequence Delimitation Item of encapsulated pixel data (PS3.5 A.4)."""
-    while True:
-        group, number, length = struct.unpack_from("<HHL", data, position)
-        position += 8
-        if (group, number) == (0xFFFE, 0xE0DD):
-            return position
-        if (group, number) != (0xFFFE, 0xE000) or length == UNDEFINED:
-            raise Unreadable("Encapsulated Pixel Data (7FE0,0010) is not a list of fragments")
-        position += length
-
-
-def _little_endian_pixels(
-    tag: int, vr: str, value: bytes, bits_allocated: bytes | Sequence[object]
-) -> bytes:
-    if vr == "OW" and bits_allocated not in (b"\x08\0", b"\x10\0"):
-        raise Unsupported("Big endian pixel data of other than 8 or 16 bits")
-    if vr in WORD_BYTES:
-        value = _swapped(value, WORD_BYTES[vr])
-    return _element_header(tag, vr, len(value), implicit=False) + value

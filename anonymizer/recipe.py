@@ -30,7 +30,9 @@ A field is a keyword, a tag (``00081030`` or ``(0008,1030)``), or ``contains:``,
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +40,7 @@ from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from anonymizer.errors import RecipeError
+from anonymizer.identity import NUMBER_TAGS
 from anonymizer.profile import (
     CODED_ENTRY,
     PATIENT_ID,
@@ -61,6 +64,7 @@ _FIXED_TAGS = CODED_ENTRY | WRITTEN_TAGS | {
     0x00080005, 0x00080016, 0x00080018, 0x0020000D, 0x0020000E, 0x00200052,
     PATIENT_NAME, PATIENT_ID,
 }  # fmt: skip
+PATIENT_BIRTH_DATE = 0x00100030
 _TAG = re.compile(r"\(?([0-9A-Fa-f]{4}),?([0-9A-Fa-f]{4})\)?")
 _MAX_LENGTH = {"SH": 16, "CS": 16, "LO": 64, "PN": 64, "AE": 16, "ST": 1024, "LT": 10240}
 
@@ -136,7 +140,8 @@ def _lines(recipe: Path) -> Iterator[_Line]:
             raise RecipeError(f"Line {number}: unknown verb {line.split()[0]!r}")
         config: dict[str, list[dict[str, str]]] = {"header": []}
         try:
-            parse_config_action(section="header", line=line, config=config)
+            with _silent_deid():
+                parse_config_action(section="header", line=line, config=config)
         except SystemExit:  # deid's way of refusing
             config["header"] = []
         if len(config["header"]) != 1:
@@ -145,9 +150,23 @@ def _lines(recipe: Path) -> Iterator[_Line]:
         parsed.append(entry)
         field = entry["field"].split("#")[0]
         lines.append(_Line(number, entry["action"], field, entry.get("value", "").strip()))
-    if parsed != list(DeidRecipe(deid=[str(recipe)], base=False).get_actions() or []):
+    with _silent_deid():
+        whole = DeidRecipe(deid=[str(recipe)], base=False).get_actions() or []
+    if parsed != list(whole):
         raise RecipeError("deid reads this recipe differently; keep to one action per line")
     yield from lines
+
+
+@contextmanager
+def _silent_deid() -> Iterator[None]:
+    """deid prints what it reads to the terminal; our errors say what matters."""
+    from deid.logger import bot
+
+    level, bot.level = bot.level, -sys.maxsize
+    try:
+        yield
+    finally:
+        bot.level = level
 
 
 def _action(line: _Line, tag: int, policy: Policy, explicit: bool) -> Action | None:
@@ -174,7 +193,11 @@ def _refusal(line: _Line, tag: int, vr: str, policy: Policy) -> str:
     keyword = DicomDictionary[tag][4]
     if tag in _FIXED_TAGS:
         return f"{keyword} is set by the engine"
-    identifying = vr in ("PN", "DA", "DT", "OB", "UN") or (vr == "UI" and policy.codes[tag] == "U")
+    identifying = (
+        tag in NUMBER_TAGS
+        or vr in ("PN", "DA", "DT", "OB", "UN")
+        or (vr == "UI" and policy.codes[tag] == Action.UID.value)
+    )
     if line.verb == "KEEP" and identifying:
         return f"{keyword} cannot be kept: it would identify the patient"
     if line.verb == "REMOVE" and line.value:
@@ -182,8 +205,8 @@ def _refusal(line: _Line, tag: int, vr: str, policy: Policy) -> str:
     if line.verb == "JITTER":
         if line.value != "var:patient_shift":
             return "JITTER takes var:patient_shift: all dates of a patient move together"
-        if vr not in ("DA", "DT"):
-            return f"{keyword} is not a date"
+        if vr not in ("DA", "DT") or tag == PATIENT_BIRTH_DATE:
+            return f"{keyword} is not a date that may be shifted"
     if line.verb == "REPLACE" and line.value.startswith(("func:", "var:", "deid_func:")):
         if line.value not in _FUNCTIONS:
             return f"unknown function or variable {line.value!r}"

@@ -16,11 +16,11 @@ from pydicom.datadict import dictionary_VR, keyword_for_tag
 
 from anonymizer.crosswalk import Crosswalk
 from anonymizer.deidentify import FRAME_OF_REFERENCE_UID, SERIES_INSTANCE_UID, STUDY_INSTANCE_UID
+from anonymizer.encoding import Element
 from anonymizer.errors import PseudonymRemains, ReferenceMismatch, Unsupported
 from anonymizer.identity import leaves
 from anonymizer.part10 import (
     SPECIFIC_CHARACTER_SET,
-    Element,
     Instance,
     read_instance,
     write_instance,
@@ -123,10 +123,7 @@ def _patient_and_study(crosswalk: Crosswalk) -> list[Element]:
         if element.tag in shared or element.tag == SPECIFIC_CHARACTER_SET
     }
     for tag, attribute_type in shared.items():
-        # The Clinical Trial modules (group 0012) are optional: what the original lacks of them
-        # stays absent, because one attribute alone would claim the whole module.
-        optional_module = tag >> 16 == 0x0012
-        if attribute_type == "2" and tag not in found and not optional_module:
+        if attribute_type == "2" and tag not in found:
             found[tag] = Element(tag, dictionary_VR(tag), b"")
     return list(found.values())
 

@@ -19,9 +19,10 @@ from typing import NamedTuple
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 
 from anonymizer.actions import CLOSED_LISTS
+from anonymizer.encoding import LONG_VRS
 from anonymizer.errors import ResidualIdentifier, Unreadable
 from anonymizer.identity import Identifiers, date_pattern
-from anonymizer.part10 import LONG_VRS, decode_text
+from anonymizer.part10 import decode_text
 from anonymizer.profile import PATIENT_ID, PATIENT_NAME, WRITTEN_TAGS
 
 _BINARY_VRS = frozenset({"AT", "FD", "FL", "OD", "OF", "OL", "OV", "OW", "SL", "SS", "SV"})
@@ -62,6 +63,23 @@ def verify_deidentified(data: bytes, identifiers: Identifiers, pseudonym: str) -
                 vr not in ("DS", "IS", "TM", "UI", "CS") and shifted and shifted.search(text)
             ):
                 raise ResidualIdentifier(f"An identifier of the patient is left in {_named(path)}")
+
+
+def verify_fragments(pixel_data: bytes, identifiers: Identifiers) -> None:
+    """Raise if compressed pixel data carries an identifier as plain text.
+
+    JPEG streams have comment and application segments (ISO/IEC 10918-1 B.2.4) that no DICOM rule
+    sees. Only identifiers of 6 bytes or more are searched for: shorter ones occur by chance.
+
+    Raises
+    ------
+    ResidualIdentifier
+        An identifier stands in the compressed stream.
+    """
+    stream = pixel_data.lower()
+    texts = identifiers.names | identifiers.numbers | identifiers.uids | identifiers.dates
+    if any(len(text) >= 6 and text.encode("utf-8") in stream for text in texts):
+        raise ResidualIdentifier("An identifier of the patient is left in PixelData's fragments")
 
 
 def _is_identifying(tag: int, vr: str, text: str, identifiers: Identifiers) -> bool:

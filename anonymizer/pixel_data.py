@@ -1,0 +1,123 @@
+"""The pixel data element as bytes: found, completed, never decoded (PS3.5 8, A.4)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+from anonymizer.encoding import LONG_VRS, UNDEFINED, WORD_BYTES, Element, element_header, swapped
+from anonymizer.errors import Unreadable, Unsupported
+
+# Extended offset tables and the three kinds of pixel data: the last elements of an instance that
+# mean anything here. What follows (padding, digital signatures) is dropped.
+PIXEL_TAGS = frozenset({0x7FE00001, 0x7FE00002, 0x7FE00003, 0x7FE00008, 0x7FE00009, 0x7FE00010})
+PIXEL_DATA = 0x7FE00010
+
+
+Values = Mapping[int, bytes | list[list[Element]]]
+
+
+def pixel_elements(
+    data: bytes, position: int, values: Values, *, implicit: bool, big_endian: bool
+) -> bytes:
+    """The elements of group 7FE0 from ``position``, little endian, without what follows them.
+
+    ``values`` are the top-level values of the instance, by tag. Fragments of compressed pixel data
+    are copied as they are. Uncompressed pixel data loses what exceeds its frames: no viewer shows
+    it, so nobody would notice what is written there.
+
+    Raises
+    ------
+    Unreadable
+        Cut short, or fewer bytes than Rows, Columns and the other attributes promise.
+    Unsupported
+        Float pixel data, or big endian words of another size than 16 bits.
+    """
+    parts = []
+    previous = 0
+    while position < len(data):
+        tag, vr, start, length = _read_header_at(data, position, implicit, big_endian)
+        if tag == 0x7FE00000:  # retired group length
+            position = start + length
+            continue
+        if tag not in PIXEL_TAGS or tag <= previous:
+            break
+        previous = tag
+        end = _fragments_end(data, start) if length == UNDEFINED else start + length
+        if end > len(data):
+            raise Unreadable("Pixel Data (7FE0,0010) is cut short")
+        if tag == PIXEL_DATA and length != UNDEFINED:
+            value = _exact_frames(data[start:end], values)
+            if big_endian:
+                value = _little_endian(vr, value, values)
+            parts.append(element_header(tag, vr, len(value), implicit) + value)
+        elif big_endian:
+            raise Unsupported("Compressed pixel data in a big endian instance")
+        else:
+            parts.append(data[position:end])
+        position = end
+        if tag == PIXEL_DATA:
+            return b"".join(parts)
+    if parts:
+        raise Unsupported("Float or double pixel data (7FE0,0008), (7FE0,0009)")
+    return b""
+
+
+def _exact_frames(value: bytes, values: Values) -> bytes:
+    """``value`` up to the end of its last frame and a padding byte (PS3.5 8.1.1)."""
+    rows, columns, samples, bits = (
+        _number(values, tag) for tag in (0x00280010, 0x00280011, 0x00280002, 0x00280100)
+    )
+    photometric = values.get(0x00280004, b"")
+    frames = values.get(0x00280008) or b"1"
+    if isinstance(photometric, bytes) and b"422" in photometric:
+        samples = 2  # two chrominance samples are shared by two pixels (PS3.3 C.7.6.3.1.2)
+    if not isinstance(frames, bytes) or not frames.strip(b" \0").isdigit():
+        raise Unreadable("Number of Frames (0028,0008) is not a number")
+    expected = (rows * columns * samples * bits * int(frames.strip(b" \0")) + 7) // 8
+    if len(value) < expected:
+        raise Unreadable("Pixel Data (7FE0,0010) is shorter than its frames")
+    return value[: expected + expected % 2]
+
+
+def _number(values: Values, tag: int) -> int:
+    """A US value, which is little endian by now."""
+    value = values.get(tag)
+    if not isinstance(value, bytes) or len(value) != 2:
+        raise Unreadable("Rows, Columns, Samples per Pixel or Bits Allocated is missing")
+    return int.from_bytes(value, "little")
+
+
+def _read_header_at(
+    data: bytes, position: int, implicit: bool, big_endian: bool
+) -> tuple[int, str, int, int]:
+    order = ">" if big_endian else "<"
+    if implicit:
+        group, number, length = struct.unpack_from(order + "HHL", data, position)
+        return group << 16 | number, "OW", position + 8, length
+    group, number, raw_vr, length = struct.unpack_from(order + "HH2sH", data, position)
+    vr = raw_vr.decode("ascii")
+    if vr in LONG_VRS:
+        (length,) = struct.unpack_from(order + "L", data, position + 8)
+        return group << 16 | number, vr, position + 12, length
+    return group << 16 | number, vr, position + 8, length
+
+
+def _fragments_end(data: bytes, position: int) -> int:
+    """Position after the Sequence Delimitation Item of encapsulated pixel data (PS3.5 A.4)."""
+    while True:
+        group, number, length = struct.unpack_from("<HHL", data, position)
+        position += 8
+        if (group, number) == (0xFFFE, 0xE0DD):
+            return position
+        if (group, number) != (0xFFFE, 0xE000) or length == UNDEFINED:
+            raise Unreadable("Encapsulated Pixel Data (7FE0,0010) is not a list of fragments")
+        position += length
+
+
+def _little_endian(vr: str, value: bytes, values: Values) -> bytes:
+    if vr != "OW":
+        return value
+    if _number(values, 0x00280100) not in (8, 16):
+        raise Unsupported("Big endian pixel data of other than 8 or 16 bits")
+    return swapped(value, WORD_BYTES["OW"])
