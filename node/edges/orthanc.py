@@ -42,8 +42,9 @@ CONNECT_TIMEOUT_S = 5.0
 #: Storage commitment waits for the PACS's answer, up to Orthanc's "DicomScuTimeout".
 READ_TIMEOUT_S = 60.0
 
-# OrthancException.h: the code in the JSON body of an error.
+# OrthancEnumerations: the code in the JSON body of an error.
 _NETWORK_PROTOCOL = 9
+_NO_PRESENTATION_CONTEXT = 2015
 
 _ORTHANC_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}")
 _TRANSACTION_UID = re.compile(r"[0-9.]{1,64}")
@@ -200,15 +201,16 @@ class Orthanc:
         Raises
         ------
         DamagedInstance
-            Orthanc cannot read it as DICOM.
+            Orthanc cannot read it as DICOM, or it lacks an identifier that DICOM requires.
         OutOfSpace
             Orthanc is at its storage limit ("MaximumStorageMode": "Reject").
         """
         response = self._send("POST", "/instances", content=instance, repeatable=True)
         if response.status_code == HTTPStatus.INSUFFICIENT_STORAGE:
             raise OutOfSpace("Orthanc has reached its storage limit")
-        if response.status_code == HTTPStatus.BAD_REQUEST:
-            raise DamagedInstance("Orthanc cannot read the object as DICOM")
+        if response.status_code in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND):
+            # 404 is "Inexistent tag": no PatientID, Study, Series or SOP Instance UID.
+            raise DamagedInstance("Orthanc cannot read the object as a DICOM instance")
         answer = _accepted(response).json()
         if answer.get("Status") not in ("Success", "AlreadyStored"):
             raise Rejected("Orthanc has not kept the object", remedy="See Orthanc's log.")
@@ -224,10 +226,9 @@ class Orthanc:
         Raises
         ------
         PacsUnavailable
-            The peer did not answer, or does not take part in storage commitment: Orthanc's answer
-            does not tell them apart.
+            The peer did not answer, or refused this request.
         DeliveryRefused
-            Orthanc does not know the peer.
+            The peer offers no storage commitment, or Orthanc does not know the peer.
         """
         if not _MODALITY.fullmatch(destination):
             raise ValueError("not the name of a DICOM peer")
@@ -242,6 +243,11 @@ class Orthanc:
             raise DeliveryRefused(
                 "Orthanc does not know the destination",
                 remedy="Name the destination among the DICOM peers in segnode.toml.",
+            )
+        if _orthanc_status(response) == _NO_PRESENTATION_CONTEXT:
+            raise DeliveryRefused(
+                "The destination offers no storage commitment",
+                remedy="Prove delivery by a query instead: set storage_commitment = false.",
             )
         if _orthanc_status(response) == _NETWORK_PROTOCOL:
             raise PacsUnavailable(
