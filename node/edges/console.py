@@ -185,14 +185,18 @@ class _Console:
         """``POST /studies/{id}/process``: a job of each series that the model could take.
 
         The body is ``{"model": name}``, with ``"series"`` to name one series and ``"destination"``
-        to send the results elsewhere than to the first of ``destinations``.
+        to send the results elsewhere than to the first of ``destinations``. In the answer,
+        ``already`` are the ids of jobs that were there before: a model runs once on the same
+        instances.
         """
         asked = await _body(request)
-        jobs = await run_in_threadpool(self._request_jobs, request.path_params["study_id"], asked)
+        study_id = request.path_params["study_id"]
+        jobs, already = await run_in_threadpool(self._request_jobs, study_id, asked)
         now = time.time()
-        return JSONResponse({"jobs": [job_shown(job, now) for job in jobs]}, status_code=202)
+        shown = [job_shown(job, now) for job in jobs]
+        return JSONResponse({"jobs": shown, "already": already}, status_code=202)
 
-    def _request_jobs(self, study_id: str, asked: Mapping[str, str]) -> list[Job]:
+    def _request_jobs(self, study_id: str, asked: Mapping[str, str]) -> tuple[list[Job], list[str]]:
         manifest = self.manifests.get(asked.get("model", ""))
         if manifest is None:
             raise Refused(404, "There is no such model.", "`segnode models` lists them.")
@@ -203,9 +207,15 @@ class _Console:
             )
         wish = Wish(BY_HAND, BY_HAND, manifest.name, manifest.digest, (destination,))
         chosen = self._suitable_series(study_id, manifest, asked.get("series"))
-        jobs = [self._request_job(series_id, study_id, wish) for series_id in chosen]
+        before = {job.id for job in self.ledger.jobs(limit=MAX_JOBS, study_id=study_id)}
+        jobs = [
+            self.ledger.request(
+                series_id, study_id, self.orthanc.instances_of_series(series_id), wish
+            )
+            for series_id in chosen
+        ]
         self.nudge()
-        return jobs
+        return jobs, [job.id for job in jobs if job.id in before]
 
     def _suitable_series(
         self, study_id: str, manifest: ModelManifest, series_id: str | None
@@ -226,13 +236,6 @@ class _Console:
                 "Choose another model or study.",
             )
         return chosen
-
-    def _request_job(self, series_id: str, study_id: str, wish: Wish) -> Job:
-        instance_ids = self.orthanc.instances_of_series(series_id)
-        for job in self.ledger.jobs(limit=MAX_JOBS, study_id=study_id):
-            if _is_the_same(job, series_id, instance_ids, wish):
-                return job  # a second one would put a second result into the PACS
-        return self.ledger.request(series_id, study_id, instance_ids, wish)
 
     def _found(self, request: Request) -> Job:
         job = self.ledger.job(request.path_params["job_id"])
@@ -265,17 +268,6 @@ def _health(_request: Request) -> Response:
 
 def _picture(job: Job) -> str:
     return f"{job.id}/overlay.png"
-
-
-def _is_the_same(job: Job, series_id: str, instance_ids: Sequence[str], wish: Wish) -> bool:
-    """Whether the job does what is wished for, from the same instances, to the same places."""
-    return (
-        job.series_id == series_id
-        and job.model_digest == wish.model_digest
-        and job.destinations == wish.destinations
-        and set(job.instance_ids) == set(instance_ids)
-        and job.state not in (State.CANCELED, State.SUPERSEDED)
-    )
 
 
 def _states_asked(asked: str) -> Callable[[Job], bool]:

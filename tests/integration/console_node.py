@@ -7,7 +7,6 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,21 +21,6 @@ from node.jobs import Event, Job, StepName, Wish
 from node.sdk import ModelManifest
 
 WISH = Wish("ct-to-lungs", "1", "lungs", "digest", ("sender",))
-
-
-class RestStudies:
-    """What the console asks of Orthanc, straight from its REST interface."""
-
-    def __init__(self, url: str, auth: tuple[str, str]) -> None:
-        self._client = httpx.Client(base_url=url, auth=auth, timeout=30)
-
-    def modality_of_series(self, study_id: str) -> Mapping[str, str]:
-        answer = self._client.get(f"/studies/{study_id}/series")
-        listed = answer.json() if answer.status_code == 200 else []
-        return {one["ID"]: one["MainDicomTags"].get("Modality", "") for one in listed}
-
-    def instances_of_series(self, series_id: str) -> tuple[str, ...]:
-        return tuple(self._client.get(f"/series/{series_id}").json()["Instances"])
 
 
 class ConsoleNode:
@@ -54,7 +38,7 @@ class ConsoleNode:
         self.ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite'}")
         self.artifacts = FolderArtifacts(folder / "artifacts")
         self.models = {"lungs": manifest("lungs", "CT"), "brain": manifest("brain", "MR")}
-        self.orthanc: Any = None
+        self.orthanc: Any = None  # the tests that need one set it
         self.nudges = 0
         self.nudged = threading.Event()
         self._server: uvicorn.Server | None = None

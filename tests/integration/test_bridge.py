@@ -15,10 +15,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from console_node import ConsoleNode, RestStudies
+from console_node import ConsoleNode
 from pydicom import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from node.edges.orthanc import Orthanc
 from node.edges.orthanc_config import DicomPeer
 from node.jobs import State
 from tests.orthanc_server import OrthancServer, free_port
@@ -37,7 +38,7 @@ def server(node: ConsoleNode, tmp_path_factory: pytest.TempPathFactory) -> Itera
     peer = DicomPeer("ct", "CT1", "127.0.0.1", free_port())
     folder = tmp_path_factory.mktemp("orthanc")
     with OrthancServer(folder, peers=[peer], environment=node.environment) as running:
-        node.orthanc = RestStudies(running.url, running.auth)
+        node.orthanc = Orthanc(running.url, *running.auth)
         yield running
 
 
@@ -257,6 +258,7 @@ def test_a_study_is_processed_once_on_request(orthanc: OrthancServer, node: Cons
     assert len(job.instance_ids) == 3
     assert (job.model, job.destinations, job.rule) == ("lungs", ("sender",), "by hand")
     assert [answer.json()["jobs"][0]["id"] for answer in asked] == [job.id, job.id]
+    assert [answer.json()["already"] for answer in asked] == [[], [job.id]]
     assert node.ledger.jobs(study_id=other) == []
 
 
@@ -270,6 +272,14 @@ def test_a_model_for_another_modality_makes_no_job(
     assert answer.status_code == 422
     assert "MR" in answer.json()["message"]
     assert node.ledger.jobs(study_id=study) == []
+
+
+def test_a_study_that_orthanc_has_not_makes_no_job(orthanc: OrthancServer) -> None:
+    """It may have been deleted while its page was open: the person reads so."""
+    path = f"/segnode/api/studies/{'-'.join(['0a1b2c3d'] * 5)}/process"
+    answer = orthanc.post(path, headers=OURS, json={"model": "lungs"})
+    assert answer.status_code in (404, 422)
+    assert answer.json()["remedy"]
 
 
 class _Links(HTMLParser):

@@ -6,6 +6,8 @@ import { tell } from "./api.js";
 /** An element with properties and children; strings become text nodes. */
 export function el(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
+  // jQuery Mobile in Orthanc Explorer would make its own controls of them.
+  if (tag === "button" || tag === "select") element.dataset.role = "none";
   for (const [name, value] of Object.entries(properties)) {
     if (name.includes("-") || name === "role" || name === "for") element.setAttribute(name, value);
     else element[name] = value;

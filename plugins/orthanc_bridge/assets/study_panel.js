@@ -16,8 +16,10 @@ function openStudy() {
   return match ? match[1] : null;
 }
 
+/** The panel of one study. Another study gets another panel, so that none can show the other's. */
 class StudyPanel {
-  constructor() {
+  constructor(studyId) {
+    this.studyId = studyId;
     this.alert = el("div", { className: "segnode-alert", role: "alert" });
     this.refusal = el("div", { className: "segnode-alert", role: "alert" });
     this.jobs = el("div");
@@ -32,37 +34,27 @@ class StudyPanel {
       event.stopImmediatePropagation(); // jQuery Mobile would send the form itself
       this.process();
     });
-  }
-
-  open(studyId) {
-    if (this.studyId === studyId && this.root.isConnected) return;
-    const place = document.querySelector("#list-series");
-    if (!place) return;
-    (place.closest("form") ?? place).parentElement.prepend(this.root);
-    this.studyId = studyId;
-    this.cards.clear();
-    this.jobs.replaceChildren();
-    this.status.textContent = "";
-    this.fillForm();
+    const place = document.querySelector("#study .ui-block-b > div");
+    place?.prepend(this.root);
     this.refresh();
   }
 
   close() {
-    this.studyId = null;
+    this.closed = true;
     clearTimeout(this.timer);
+    this.root.remove();
   }
 
   async refresh() {
     clearTimeout(this.timer);
-    const studyId = this.studyId;
-    if (!studyId) return;
     let pause = IDLE_POLL_MS;
     try {
-      const answer = document.hidden ? null : await ask(`jobs?study=${studyId}`);
-      if (studyId !== this.studyId) return;
-      if (answer) {
+      if (!document.hidden) {
+        if (!this.model) await this.fillForm();
+        const answer = await ask(`jobs?study=${this.studyId}`);
         showProblem(this.alert, null);
         for (const job of answer.jobs) await this.showJob(job, answer.steps);
+        this.loaded = true;
         if (!answer.jobs.length) {
           show(this.jobs, "none", () =>
             el("p", { className: "segnode-soft" }, "No job of this study yet."));
@@ -70,12 +62,12 @@ class StudyPanel {
         if (answer.jobs.some((job) => job.group === "running" || job.state === "waiting")) {
           pause = POLL_MS;
         }
-        if (!this.models) this.fillForm();
       }
     } catch (error) {
       showProblem(this.alert, error);
     }
-    if (studyId === this.studyId) this.timer = setTimeout(() => this.refresh(), pause);
+    clearTimeout(this.timer);
+    if (!this.closed) this.timer = setTimeout(() => this.refresh(), pause);
   }
 
   async showJob(job, steps) {
@@ -88,7 +80,9 @@ class StudyPanel {
         buttons: el("div", { className: "segnode-actions" }), times: el("div"), picture: el("div"),
       };
       const left = el("div", {}, card.text, card.progress, card.reason, card.times, card.buttons);
-      this.jobs.append(el("article", { className: "segnode-card" }, left, card.picture));
+      const article = el("article", { className: "segnode-card" }, left, card.picture);
+      if (this.loaded) this.jobs.prepend(article);
+      else this.jobs.append(article); // the newest comes first
       this.cards.set(job.id, card);
     }
     const series = (await resource("series", job.series_id))?.MainDicomTags ?? {};
@@ -99,8 +93,9 @@ class StudyPanel {
         el("span", { className: "segnode-soft" }, about)));
     show(card.progress, [job.state, job.step, job.progress, job.attempt], () =>
       [progressBar(job, steps), el("p", { className: "segnode-soft" }, stepText(job, steps))]);
-    show(card.reason, [job.state, job.cause, job.remedy, Math.ceil(job.next_try_in_s ?? -1), job.facts], () =>
-      reason(job));
+    show(card.reason,
+      [job.state, job.cause, job.remedy, Math.ceil(job.next_try_in_s ?? -1), job.facts],
+      () => reason(job));
     show(card.buttons, [job.actions, job.state], () =>
       actions(job, (error) => { showProblem(this.refusal, error); this.refresh(); }));
     if (card.seen !== job.updated_at) {
@@ -119,35 +114,32 @@ class StudyPanel {
   }
 
   async fillForm() {
-    try {
-      const { models, destinations } = await ask("models");
-      this.models = models;
-      this.model = el("select", { name: "model" }, ...models.map((model) =>
-        el("option", { value: model.name }, `${model.name} ${model.version} (${model.modality})`)));
-      this.destination = el("select", { name: "destination" }, ...destinations.map((name) =>
-        el("option", { value: name }, name === "sender" ? "back to the sender" : name)));
-      const button = el("button", { type: "submit", className: "segnode-button segnode-main" }, "Process");
-      const parts = [el("label", {}, "Process with model ", this.model)];
-      if (destinations.length > 1) parts.push(el("label", {}, "send results ", this.destination));
-      // data-role none: jQuery Mobile leaves the controls as they are.
-      for (const control of [this.model, this.destination, button]) {
-        control.setAttribute("data-role", "none");
-      }
-      this.button = button;
-      this.form.replaceChildren(
-        ...(models.length ? [...parts, button] : ["The node has no model."]), this.status);
-    } catch (error) {
-      showProblem(this.alert, error);
+    const { models, destinations } = await ask("models");
+    if (!models.length) {
+      this.form.replaceChildren("The node has no model.");
+      return;
     }
+    this.model = el("select", { name: "model" }, ...models.map((model) =>
+      el("option", { value: model.name }, `${model.name} ${model.version} (${model.modality})`)));
+    this.destination = el("select", { name: "destination" }, ...destinations.map((name) =>
+      el("option", { value: name }, name === "sender" ? "back to the sender" : name)));
+    this.button = el("button", { type: "submit", className: "segnode-button segnode-main" }, "Process");
+    const labels = [el("label", {}, "Process with model ", this.model)];
+    if (destinations.length > 1) labels.push(el("label", {}, "send results ", this.destination));
+    this.form.replaceChildren(...labels, this.button, this.status);
   }
 
   async process() {
+    const model = this.model.value;
     this.button.disabled = true;
+    this.status.textContent = "";
     try {
-      const { jobs } = await tell(`studies/${this.studyId}/process`,
-        { model: this.model.value, destination: this.destination.value });
-      const many = jobs.length === 1 ? "1 job" : `${jobs.length} jobs`;
-      this.status.textContent = `${many} for ${this.model.value}: see above.`;
+      const { jobs, already } = await tell(`studies/${this.studyId}/process`,
+        { model, destination: this.destination.value });
+      const made = jobs.length - already.length;
+      this.status.textContent = made
+        ? `${made === 1 ? "1 new job" : `${made} new jobs`}, see above.`
+        : `${model} has its job of these instances: see above. Nothing was started.`;
       showProblem(this.refusal, null);
       this.refresh();
     } catch (error) {
@@ -156,7 +148,6 @@ class StudyPanel {
       this.button.disabled = false;
     }
   }
-
 }
 
 /** Put a button beside "Plugins" in every header, whether jQuery Mobile has drawn it yet or not. */
@@ -177,14 +168,17 @@ function start() {
   const sheet = new URL("job.css", import.meta.url).href;
   document.head.append(el("link", { rel: "stylesheet", href: sheet }));
   addHeaderLinks();
-  const panel = new StudyPanel();
+  let panel = null;
   const follow = () => {
     const studyId = openStudy();
-    if (studyId) panel.open(studyId);
-    else panel.close();
+    if (panel?.studyId === studyId && panel.root.isConnected) return;
+    panel?.close();
+    panel = studyId ? new StudyPanel(studyId) : null;
   };
+  // From one study to another jQuery Mobile changes the address, and shows no other page.
+  window.addEventListener("hashchange", follow);
   window.jQuery(document).bind("pageshow", follow);
-  document.addEventListener("visibilitychange", () => document.hidden || panel.refresh());
+  document.addEventListener("visibilitychange", () => document.hidden || panel?.refresh());
   follow();
 }
 
