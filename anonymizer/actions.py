@@ -222,9 +222,9 @@ def _walked(
     """A sequence with its items treated; items that say nothing any more are left out."""
     kept = []
     for item in items:
-        if any(element.tag in CODED_ENTRY for element in item):
-            item = cleaned_coded_item(item, patient, character_set)
-        treated = treat_elements(item, policy, patient, tag, character_set)
+        coded = any(element.tag in CODED_ENTRY for element in item)
+        cleaned = cleaned_coded_item(item, patient, character_set) if coded else item
+        treated = treat_elements(cleaned, policy, patient, tag, character_set)
         if treated or not item:
             kept.append(treated)
     if kept or not items:
@@ -232,8 +232,8 @@ def _walked(
     attribute_type = policy.attribute_type(parent, tag)
     if attribute_type == 3:
         return None
-    coded = any(element.tag in CODE_VALUES for item in items for element in item)
-    return Element(tag, "SQ", [list(UNKNOWN_CODE)] if attribute_type == 1 and coded else [])
+    held_codes = any(element.tag in CODE_VALUES for item in items for element in item)
+    return Element(tag, "SQ", [list(UNKNOWN_CODE)] if attribute_type == 1 and held_codes else [])
 
 
 def cleaned_coded_item(

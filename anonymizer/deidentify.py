@@ -40,7 +40,7 @@ from anonymizer.part10 import (
     write_instance,
 )
 from anonymizer.pixels import burned_in_risk, is_drawn
-from anonymizer.profile import PATIENT_ID, PATIENT_NAME, Policy
+from anonymizer.profile import PATIENT_ID, PATIENT_NAME, ClassPolicy, Policy
 from anonymizer.verify import verify_deidentified, verify_fragments
 
 STUDY_INSTANCE_UID = 0x0020000D
@@ -100,13 +100,7 @@ def deidentify_instance(
     """
     data = source.read_bytes() if isinstance(source, Path) else source
     instance = read_instance(data, pixels_required=False)
-    drawn = is_drawn(instance.sop_class_uid)
-    class_policy = None if drawn else policy.for_sop_class(instance.sop_class_uid)
-    reason = burned_in_risk(_judged_dataset(instance))
-    if class_policy is None or reason is not None:
-        raise BurnedInText(f"The pixels may show the patient's identity: {reason}")
-    if not instance.pixel_data:
-        raise Unreadable("The instance ends before its Pixel Data (7FE0,0010)")
+    class_policy = _class_policy(instance, policy)
     _refuse_unknown_character_sets(instance.elements)
     patient = _patient(instance, keys)
     elements = treat_elements(instance.elements, class_policy, patient, parent=0, character_set=b"")
@@ -132,6 +126,20 @@ def deidentify_instance(
         study_instance_uid=patient.pseudonym_of_uid(original.study_instance_uid),
         original=original,
     )
+
+
+def _class_policy(instance: Instance, policy: Policy) -> ClassPolicy:
+    """The rules for this instance, if there are any and its pixels are above suspicion."""
+    reason = burned_in_risk(_judged_dataset(instance))
+    held = BurnedInText(f"The pixels may show the patient's identity: {reason}")
+    if is_drawn(instance.sop_class_uid):
+        raise held
+    class_policy = policy.for_sop_class(instance.sop_class_uid)
+    if not instance.pixel_data:
+        raise Unreadable("The instance ends before its Pixel Data (7FE0,0010)")
+    if reason is not None:
+        raise held
+    return class_policy
 
 
 def deidentify_series(

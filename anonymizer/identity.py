@@ -33,6 +33,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from pydicom._dicom_dict import DicomDictionary
+
 from anonymizer.encoding import Element
 from anonymizer.part10 import SPECIFIC_CHARACTER_SET, decode_text
 
@@ -110,9 +112,11 @@ def identifiers_of(elements: Iterable[Element]) -> Identifiers:
     numbers: set[str] = set()
     dates: set[str] = set()
     for element, character_set in leaves(elements, b""):
-        tag, vr, value = element.tag, element.vr, element.value
+        tag, vr, value = element
         if not isinstance(value, bytes) or not value:
             continue
+        entry = DicomDictionary.get(tag)
+        vr = entry[0] if entry else vr  # a name under a foreign VR is a name all the same
         if vr == "PN":
             names.update(_name_parts(value, character_set))
         elif vr in ("DA", "DT"):

@@ -224,8 +224,10 @@ def _element(dataset: Dataset, tag: int, entry: DataElement | RawDataElement) ->
     value = entry.value or b""
     if entry.length not in (len(value), UNDEFINED):
         raise Unreadable("An element is longer than the bytes that follow it")
+    if " or " in vr:
+        vr = _settled_vr(vr, dataset)
     if vr not in VRS:
-        vr = _settled_vr(vr, dataset) if " or " in vr else "UN"
+        raise Unreadable("An element has a Value Representation that does not exist")
     if not entry.is_little_endian and vr in WORD_BYTES:
         value = swapped(value, WORD_BYTES[vr])
     return Element(tag, vr, value)
