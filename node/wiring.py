@@ -286,7 +286,7 @@ class Hospital:
 def run_compute(settings: ComputeSettings, processes: int = 1) -> None:
     """The compute workers: a model is loaded in the pool child, at its first job."""
     from node.edges.celery_app import COMPUTE_QUEUE
-    from node.edges.tasks import register_compute_task
+    from node.edges.compute import register_compute_task
     from node.packages import Models
     from node.pipeline.infer import infer
 

@@ -166,7 +166,7 @@ class RunningNode:
         """Send a study by DCMTK's storescu."""
         return subprocess.run(
             [
-                "/usr/bin/storescu", "-aet", ae_title, "-aec", "SEGNODE", "-xs", *options,
+                "/usr/bin/storescu", "-aet", ae_title, "-aec", "SEGNODE", "-xt", *options,
                 "127.0.0.1", str(self.ports["dicom"]), *map(str, study.files),
             ],
             env={**os.environ, "TCP_NODELAY": "1"},

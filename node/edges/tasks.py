@@ -1,14 +1,12 @@
-"""Thin Celery tasks: the hospital zone runs steps, the compute zone runs a model.
+"""Thin Celery tasks of the hospital zone: run a step, hand a model's run over, hear how it went.
 
-Neither zone imports the other's packages: ``hospital_app`` is made where the ledger is,
-``compute_app`` where torch is. Between them go the id of a job, the folder of its artifacts, the
-name of a model, and how it went.
+Between the zones go the id of a job, which is also the folder of its artifacts, the name and digest
+of a model, and how it went (``node.edges.compute`` is the other side).
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from celery import Celery
@@ -25,7 +23,7 @@ from node.edges.celery_app import (
 )
 from node.edges.ledger import Ledger
 from node.errors import NodeError
-from node.jobs import Done, HandedOver, Job, State, StepName
+from node.jobs import HandedOver, Job, State, StepName
 from node.pipeline import BY_NAME
 from node.pipeline.run import LEASE_S, StepFunction, Wake, record_failure, run_step
 
@@ -98,76 +96,6 @@ def register_hospital_tasks(
     def infer_failed(job_id: str, attempt: int, kind: str, cause: str, remedy: str) -> None:
         if job := running(job_id, attempt):
             record_failure(ledger, job, _error_named(kind)(cause, remedy=remedy))
-
-
-def register_compute_task(
-    app: Celery, infer: Callable[[str, str, str, Callable[[float], None]], Done]
-) -> None:
-    """The one task of the compute zone.
-
-    Parameters
-    ----------
-    infer
-        ``infer(folder, model, model_digest, report)``: reads and writes artifacts of ``folder``.
-    """
-
-    @app.task(name=INFER)  # type: ignore[untyped-decorator]
-    def infer_task(job_id: str, attempt: int, model: str, model_digest: str) -> None:
-        logger = log.get().bind(job_id=job_id, attempt=attempt, step="infer", model=model)
-        try:
-            with _Heartbeat(app, job_id, attempt) as heartbeat:
-                done = infer(job_id, model, model_digest, heartbeat.report)
-        except NodeError as error:
-            logger.warning("step stopped", error=type(error).__name__)
-            _tell(
-                app, INFER_FAILED, job_id, attempt, type(error).__name__, str(error), error.remedy
-            )
-        except Exception as error:  # noqa: BLE001 - scrubbed; the hospital zone records it
-            place = log.place_of(error)
-            logger.error("step failed", error=type(error).__name__, place=place)
-            told = (
-                "NodeError",
-                f"Unexpected {type(error).__name__} at {place}",
-                "Report this line as a defect of the model or of segnode, then retry the job.",
-            )
-            _tell(app, INFER_FAILED, job_id, attempt, *told)
-        else:
-            logger.info("step done")
-            _tell(app, INFER_DONE, job_id, dict(done.facts))
-
-
-class _Heartbeat:
-    """Tells the hospital zone that the model is alive and how far it has come."""
-
-    def __init__(self, app: Celery, job_id: str, attempt: int) -> None:
-        self._app, self._job_id, self._attempt = app, job_id, attempt
-        self._progress = 0.0
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    def report(self, progress: float) -> None:
-        self._progress = progress
-
-    def __enter__(self) -> _Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        wait_s = 0.0
-        while not self._stopped.wait(wait_s):
-            _tell(self._app, INFER_ALIVE, self._job_id, self._attempt, self._progress)
-            wait_s = 1.0 if wait_s == 0.0 else min(wait_s * 1.5, _COMPUTE_HEARTBEAT_S)
-
-
-def _tell(app: Celery, task: str, *args: object) -> None:
-    try:
-        app.send_task(task, args=args, queue="io", retry=False)
-    except OperationalError:
-        log.get().warning("broker does not answer; the lease will run out")
 
 
 def _error_named(kind: str) -> type[NodeError]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from anonymizer.reidentify import check_released, reidentify_object
-
 from anonymizer.crosswalk import Crosswalk
+from anonymizer.reidentify import check_released, reidentify_object
 from node.jobs import Done, Job
 from node.pipeline.identity_errors import as_node_errors
 from node.pipeline.outbound import crosswalk_record, outbound_record, results_of
