@@ -152,10 +152,19 @@ def test_launcher_says_how_to_use_it(arguments: list[str]) -> None:
     assert "usage: run-orthanc" in done.stderr
 
 
+def test_orthanc_does_not_start_without_users(tmp_path: Path) -> None:
+    """Proves that a forgotten file does not open Orthanc with its well-known default password."""
+    (tmp_path / "orthanc.json").write_text((REPOSITORY / "orthanc.json").read_text())
+    done = subprocess.run([str(LAUNCHER), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 78
+    assert "users.json" in done.stderr
+
+
 def test_missing_root_names_the_remedy(tmp_path: Path) -> None:
     """Proves the message of a clone where setup has not run."""
     bridge = tmp_path / "bridge.py"
     bridge.write_text("")
+    (tmp_path / "users.json").write_text("{}")
     done = subprocess.run(
         [str(LAUNCHER), str(tmp_path)],
         env={
