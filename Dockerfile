@@ -46,7 +46,7 @@ RUN set -eu; \
     rm -rf /var/lib/apt/lists/*; \
     python3.11 -m venv /opt/venv; \
     useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin segnode; \
-    install -d -o segnode -g segnode -m 700 /var/lib/segnode
+    install -d -o segnode -g segnode -m 700 /var/lib/segnode/artifacts /var/lib/segnode/vault
 ENV PATH=/opt/venv/bin:/usr/bin:/bin \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
