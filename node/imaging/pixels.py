@@ -55,7 +55,7 @@ def modality_values(ds: Dataset) -> npt.NDArray[np.int16]:
     UnsuitableInput
         Colour, floating-point or 32-bit pixels.
     """
-    number = ds.get("InstanceNumber", "without InstanceNumber")
+    number = number_of(ds)
     if int(ds.get("SamplesPerPixel", 1)) != 1 or int(ds.get("BitsAllocated", 16)) not in (8, 16):
         raise UnsuitableInput(
             f"Instance {number} is not grey-scale of 8 or 16 bits "
@@ -83,11 +83,17 @@ def modality_values(ds: Dataset) -> npt.NDArray[np.int16]:
     return result
 
 
+def number_of(ds: Dataset) -> str:
+    """InstanceNumber for a message: a position in the series, not an identifier."""
+    value = ds.get("InstanceNumber")
+    return "without InstanceNumber" if value in (None, "") else str(value)
+
+
 def _stored_values(ds: Dataset) -> npt.NDArray[Any]:
     """The decoded frame, shape (rows, columns), in the integer type that the header declares."""
     syntax = UID(str(ds.file_meta.get("TransferSyntaxUID", "")))
     shape = (int(ds.Rows), int(ds.Columns))
-    number = ds.get("InstanceNumber", "without InstanceNumber")
+    number = number_of(ds)
     damaged = DamagedInstance(
         f"The pixel data of instance {number} cannot be decoded: "
         f"it is truncated or is not {syntax.name} ({syntax})"
@@ -153,7 +159,7 @@ def _rescale(ds: Dataset) -> tuple[float, float]:
     """RescaleSlope and RescaleIntercept; a CT without them has no Hounsfield units."""
     if ds.get("Modality") == "CT" and ds.get("RescaleIntercept") in (None, ""):
         raise DamagedInstance(
-            f"Instance {ds.get('InstanceNumber', '')} is CT without RescaleIntercept (0028,1052)",
+            f"Instance {number_of(ds)} is CT without RescaleIntercept (0028,1052)",
             remedy="Send the original CT images: these carry no Hounsfield units.",
         )
     slope, intercept = ds.get("RescaleSlope"), ds.get("RescaleIntercept")

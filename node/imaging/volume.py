@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 from node.errors import GeometryError
-from node.imaging.pixels import modality_values
+from node.imaging.pixels import modality_values, number_of
 from node.sdk import Volume
 
 AFFINE_KEYWORDS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
@@ -142,12 +142,12 @@ def _require_single_frames_of_one_size(instances: Sequence[Dataset]) -> None:
         for keyword in (*AFFINE_KEYWORDS, "Rows", "Columns", "SOPInstanceUID"):
             if ds.get(keyword) in (None, ""):
                 raise GeometryError(
-                    f"Instance {_number(ds)} has no {keyword}, so it has no place in the patient",
+                    f"Instance {number_of(ds)} has no {keyword}, so it has no place in the patient",
                     remedy="Send the original cross-sectional images, not screenshots or reports.",
                 )
         if int(ds.get("NumberOfFrames") or 1) != 1:
             raise GeometryError(
-                f"Instance {_number(ds)} is multi-frame (NumberOfFrames); "
+                f"Instance {number_of(ds)} is multi-frame (NumberOfFrames); "
                 "only single-frame CT and MR are read",
                 remedy="Have the scanner or PACS export the series as single-frame instances.",
             )
@@ -156,7 +156,7 @@ def _require_single_frames_of_one_size(instances: Sequence[Dataset]) -> None:
         for keyword in SAME_IN_ALL_KEYWORDS:
             if ds.get(keyword) != first.get(keyword):
                 raise GeometryError(
-                    f"{keyword} differs between instances {_number(first)} and {_number(ds)}",
+                    f"{keyword} differs between instances {number_of(first)} and {number_of(ds)}",
                     remedy="Send one reconstruction only; the series mixes several.",
                 )
 
@@ -168,7 +168,7 @@ def _shared_orientation(instances: Sequence[Dataset]) -> tuple[FloatArray, Float
         cosines = _numbers(ds, "ImageOrientationPatient", 6)
         if np.abs(cosines - first).max() > COSINE_TOLERANCE:
             raise GeometryError(
-                f"Instances {_number(instances[0])} and {_number(ds)} are not parallel "
+                f"Instances {number_of(instances[0])} and {number_of(ds)} are not parallel "
                 "(ImageOrientationPatient differs)",
                 remedy="Remove the localizer or reformat from the series and send it again.",
             )
@@ -187,7 +187,7 @@ def _shared_orientation(instances: Sequence[Dataset]) -> tuple[FloatArray, Float
 def _require_even_gaps(ordered: Sequence[Dataset], gaps: FloatArray) -> None:
     for index in np.flatnonzero(gaps < DUPLICATE_DISTANCE_MM).tolist():
         raise GeometryError(
-            f"Instances {_number(ordered[index])} and {_number(ordered[index + 1])} "
+            f"Instances {number_of(ordered[index])} and {number_of(ordered[index + 1])} "
             "lie at the same position (0 mm apart)",
             remedy="Send one reconstruction or phase only; the series holds several.",
         )
@@ -195,8 +195,8 @@ def _require_even_gaps(ordered: Sequence[Dataset], gaps: FloatArray) -> None:
     tolerance = max(SPACING_TOLERANCE * median, POSITION_TOLERANCE_MM)
     for index in np.flatnonzero(np.abs(gaps - median) > tolerance).tolist():
         raise GeometryError(
-            f"Slice gap {gaps[index]:.2f} mm between instances {_number(ordered[index])} and "
-            f"{_number(ordered[index + 1])}, expected {median:.2f} mm",
+            f"Slice gap {gaps[index]:.2f} mm between instances {number_of(ordered[index])} and "
+            f"{number_of(ordered[index + 1])}, expected {median:.2f} mm",
             remedy="Instances are missing or unevenly spaced: send the complete series again.",
         )
 
@@ -209,8 +209,8 @@ def _require_stack_along_normal(
     tilt_degrees = math.degrees(math.atan2(across, along))
     if tilt_degrees > TILT_TOLERANCE_DEGREES:
         raise GeometryError(
-            f"Gantry tilt of {tilt_degrees:.1f} degrees: from instance {_number(ordered[0])} to "
-            f"{_number(ordered[-1])} the slices shift {across:.2f} mm in-plane per slice",
+            f"Gantry tilt of {tilt_degrees:.1f} degrees: from instance {number_of(ordered[0])} to "
+            f"{number_of(ordered[-1])} the slices shift {across:.2f} mm in-plane per slice",
             remedy="Reformat the series without tilt at the scanner and send that.",
         )
     expected = positions[0] + np.arange(len(ordered))[:, None] * step
@@ -219,7 +219,7 @@ def _require_stack_along_normal(
     # Along the normal the gaps are already even; what is left here is a sideways jump.
     if shifts[worst] > max(IN_PLANE_TOLERANCE_MM, 0.1 * along):
         raise GeometryError(
-            f"Instance {_number(ordered[worst])} lies {shifts[worst]:.2f} mm beside the line "
+            f"Instance {number_of(ordered[worst])} lies {shifts[worst]:.2f} mm beside the line "
             "of the other slices",
             remedy="The series mixes several acquisitions: send one of them.",
         )
@@ -234,13 +234,7 @@ def _numbers(ds: Dataset, keyword: str, count: int) -> FloatArray:
         numbers = np.empty(0)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
         raise GeometryError(
-            f"{keyword} of instance {_number(ds)} is not {count} numbers",
+            f"{keyword} of instance {number_of(ds)} is not {count} numbers",
             remedy="The header is damaged: send the series again from its source.",
         )
     return numbers
-
-
-def _number(ds: Dataset) -> str:
-    """InstanceNumber for a message; a position in the series, not an identifier."""
-    value = ds.get("InstanceNumber")
-    return str(value) if value not in (None, "") else "without InstanceNumber"
