@@ -1,4 +1,4 @@
-"""Write what compose.yaml mounts, below ``var/compose``: secrets, Orthanc's peers, folders, ``env``.
+"""Write what compose.yaml mounts, below ``var/compose``: secrets, peers, folders and ``env``.
 
     python3 deploy/compose_setup.py [folder of the repository]
 
