@@ -72,7 +72,7 @@ def status() -> None:
     settings = load()
     processes = Supervisor(settings.var_dir).processes()
     _out.print(tables.processes(processes))
-    _out.print(tables.job_counts(Hospital(settings).ledger.jobs(limit=10_000)))
+    _out.print(tables.job_counts(Hospital(settings).ledger.counts()))
     if any(process.state != "RUNNING" for process in processes):
         raise typer.Exit(1)
 

@@ -111,6 +111,7 @@ def _compute_environment(hospital: Hospital) -> dict[str, str]:
         "SEGNODE_COMPUTE_BROKER_URL": hospital.broker_url,
         "SEGNODE_COMPUTE_ARTIFACTS_DIR": str(settings.folder("artifacts").absolute()),
         "SEGNODE_COMPUTE_MODELS_DIR": str(settings.models_dir.absolute()),
+        "SEGNODE_COMPUTE_PROCESSES": str(settings.workers.compute_processes),
         "SEGNODE_COMPUTE_THREADS": str(settings.workers.compute_threads),
     }
 
@@ -151,8 +152,8 @@ def _orthanc_program(hospital: Hospital) -> Program:
         index=folder / "index",
         bridge=settings.orthanc.bridge.absolute(),
     ) | {
-        "SEGNODE_BRIDGE_CONSOLE_URL": console_url(settings),
-        "SEGNODE_BRIDGE_CONSOLE_TOKEN_FILE": str(hospital.secret_path("console_token")),
+        "SEGNODE_CONSOLE_URL": console_url(settings),
+        "SEGNODE_CONSOLE_TOKEN_FILE": str(hospital.secret_path("console_token")),
     }
     command = [str(settings.orthanc.launcher.absolute()), str(folder / "configuration")]
     return Program("orthanc", command, environment, priority=20, stop_wait_s=30)

@@ -259,7 +259,8 @@ class ComputeSettings(BaseSettings):
     broker_url: str
     artifacts_dir: Path
     models_dir: Path
-    threads: Annotated[int, Field(ge=1)] = 1
+    processes: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
 
 
 def load() -> Settings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -64,14 +63,13 @@ def processes(infos: Sequence[ProcessInfo]) -> Table:
     return table
 
 
-def job_counts(jobs: Sequence[Job]) -> Table:
+def job_counts(counts: Mapping[State, int]) -> Table:
     """How many jobs are in which state."""
     table = Table(box=box.SIMPLE, title="Jobs", title_justify="left", show_header=False)
-    counts = Counter(job.state for job in jobs)
     for state in State:
-        if counts[state]:
+        if state in counts:
             table.add_row(f"[{_COLOURS[state]}]{state}[/]", str(counts[state]))
-    if not jobs:
+    if not counts:
         table.add_row("none yet", "")
     return table
 

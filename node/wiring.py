@@ -283,7 +283,7 @@ class Hospital:
         _run_celery(self.celery, "hospital", HOSPITAL_QUEUES, processes)
 
 
-def run_compute(settings: ComputeSettings, processes: int = 1) -> None:
+def run_compute(settings: ComputeSettings) -> None:
     """The compute workers: a model is loaded in the pool child, at its first job."""
     from node.edges.celery_app import COMPUTE_QUEUE
     from node.edges.compute import register_compute_task
@@ -301,7 +301,7 @@ def run_compute(settings: ComputeSettings, processes: int = 1) -> None:
 
     app = celery_app("segnode-compute", settings.broker_url)
     register_compute_task(app, run)
-    _run_celery(app, "compute", (COMPUTE_QUEUE,), processes)
+    _run_celery(app, "compute", (COMPUTE_QUEUE,), settings.processes)
 
 
 def _run_celery(app: Celery, name: str, queues: tuple[str, ...], processes: int) -> None:

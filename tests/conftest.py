@@ -11,7 +11,7 @@ from node.edges.orthanc_config import DicomPeer
 from tests.orthanc_server import OrthancServer, require_orthanc
 from tests.running_node import RunningNode
 
-_NO_BRIDGE = Path(__file__).resolve().parents[1] / "deploy" / "demo" / "no_bridge" / "bridge.py"
+NO_BRIDGE = Path(__file__).resolve().parents[1] / "deploy" / "demo" / "no_bridge" / "bridge.py"
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def pacs(
         DicomPeer("tester", "TESTER", "127.0.0.1", 11112, may_query=True),
     ]
     folder = tmp_path_factory.mktemp("pacs")
-    with OrthancServer(folder, ae_title="HOSPITAL", peers=peers, bridge=_NO_BRIDGE) as server:
+    with OrthancServer(folder, ae_title="HOSPITAL", peers=peers, bridge=NO_BRIDGE) as server:
         yield server
 
 

@@ -121,8 +121,8 @@ CASES = (
     Case("tilt", tilt, "GeometryError", "tilt"),
     Case("localizer", localizer, "NoMatchingModel", "ImageType"),
     Case("head", head, "UnsuitableInput", "BodyPartExamined"),
-    Case("screenshot", screenshot, "UnsuitableInput", "ImageType"),
-    Case("truncated", truncated, "DamagedInstance", "PixelData"),
+    Case("screenshot", screenshot, "IdentityUnsafe", "pixels"),
+    Case("truncated", truncated, "DamagedInstance", "Pixel Data"),
     Case("report", structured_report, "NoMatchingModel", "Modality"),
     Case("burned in", burned_in, "IdentityUnsafe", "Burned In Annotation"),
 )

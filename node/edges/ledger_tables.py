@@ -1,0 +1,115 @@
+"""The ledger's tables, and the database they live in: SQLite, or PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine, RowMapping
+
+from node.jobs import Job, State, StepName
+
+METADATA = sa.MetaData()
+
+CURSORS = sa.Table(
+    "cursors",
+    METADATA,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+#: A series that received something. ``quiet`` once a job was made of what it held.
+ARRIVALS = sa.Table(
+    "arrivals",
+    METADATA,
+    sa.Column("series_id", sa.String, primary_key=True),
+    sa.Column("last_change_at", sa.Float, nullable=False),
+    sa.Column("quiet", sa.Boolean, nullable=False, index=True),
+)
+
+JOBS = sa.Table(
+    "jobs",
+    METADATA,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("key", sa.String, nullable=False, unique=True),
+    sa.Column("series_id", sa.String, nullable=False, index=True),
+    sa.Column("study_id", sa.String, nullable=False, index=True),
+    sa.Column("instance_ids", sa.JSON, nullable=False),
+    sa.Column("instance_set", sa.String, nullable=False),
+    sa.Column("step", sa.String, nullable=False),
+    sa.Column("state", sa.String, nullable=False, index=True),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("model_digest", sa.String, nullable=False),
+    sa.Column("rule", sa.String, nullable=False),
+    sa.Column("rule_version", sa.String, nullable=False),
+    sa.Column("destinations", sa.JSON, nullable=False),
+    sa.Column("facts", sa.JSON, nullable=False),
+    sa.Column("cause", sa.String, nullable=False),
+    sa.Column("remedy", sa.String, nullable=False),
+    sa.Column("error", sa.String, nullable=False),
+    sa.Column("progress", sa.Float, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
+    sa.Column("next_try_at", sa.Float),
+    sa.Column("lease_until", sa.Float),
+    sa.Column("wake_at", sa.Float),  # when the sweeper may send the (next) wake-up
+)
+
+ATTEMPTS = sa.Table(
+    "attempts",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("job_id", sa.String, nullable=False, index=True),
+    sa.Column("step", sa.String, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("ended_at", sa.Float),
+    sa.Column("outcome", sa.String, nullable=False),
+)
+
+JOB_FIELDS = tuple(f.name for f in fields(Job))
+
+
+def open_database(url: str) -> Engine:
+    """The database, its tables made if they are not there."""
+    engine = sa.create_engine(url, pool_pre_ping=True)
+    if engine.dialect.name == "sqlite":
+
+        @sa.event.listens_for(engine, "connect")
+        def _on_connect(connection: Any, _record: Any) -> None:
+            connection.isolation_level = None  # transactions begin below, not on first write
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")  # an answer given survives power loss
+            connection.execute("PRAGMA busy_timeout=30000")
+
+        @sa.event.listens_for(engine, "begin")
+        def _on_begin(connection: Connection) -> None:
+            # A read that turns into a write would otherwise fail with SQLITE_BUSY_SNAPSHOT.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    METADATA.create_all(engine)
+    return engine
+
+
+def upsert(
+    tx: Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any],
+    *, insert: bool = True,
+) -> None:  # fmt: skip
+    """Change the row with this key, or make it (unless ``insert`` is false)."""
+    where = sa.and_(*(table.c[name] == value for name, value in key.items()))
+    changed = tx.execute(sa.update(table).where(where).values(**values))
+    if insert and changed.rowcount == 0:
+        tx.execute(sa.insert(table).values(**key, **values))
+
+
+def job_of(row: RowMapping) -> Job:
+    """A row of the table of jobs, as a job."""
+    values = {name: row[name] for name in JOB_FIELDS}
+    values["instance_ids"] = tuple(values["instance_ids"])
+    values["destinations"] = tuple(values["destinations"])
+    values["step"] = StepName(values["step"])
+    values["state"] = State(values["state"])
+    return Job(**values)
