@@ -121,7 +121,7 @@ def treat(
     if action is Action.REMOVE:
         return None
     if tag == SPECIFIC_CHARACTER_SET:
-        return element  # terms that no reader knows were refused before
+        return None  # what is kept is written in UTF-8; see deidentify
     if action is Action.CONSTANT:
         return Element(tag, vr, policy.constants[tag].encode("ascii"))
     if isinstance(value, list):
@@ -189,13 +189,20 @@ def _kept(
     values = [value] if vr in ("ST", "LT", "UT", "UR") else value.split(b"\\")
     kept = [one for one in values if _may_stay(tag, vr, one, patient, character_set)]
     if len(kept) == len(values):
-        return element
+        return Element(tag, vr, _in_utf8(value, character_set, vr)) if vr in TEXT_VRS else element
     if kept and vr == "CS":
         return Element(tag, vr, b"\\".join(kept))
     attribute_type = policy.attribute_type(parent, tag)
     if attribute_type == 3:
         return None
     return Element(tag, vr, dummy(vr) if attribute_type == 1 else b"")
+
+
+def _in_utf8(value: bytes, character_set: bytes, vr: str) -> bytes:
+    """Text in the one character set that the output uses; ASCII is the same in all."""
+    if value.isascii() and b"\x1b" not in value:
+        return value
+    return decode_text(value, character_set, vr).encode("utf-8")
 
 
 def _may_stay(tag: int, vr: str, value: bytes, patient: Patient, character_set: bytes) -> bool:

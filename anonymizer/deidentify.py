@@ -40,7 +40,14 @@ from anonymizer.part10 import (
     write_instance,
 )
 from anonymizer.pixels import burned_in_risk, is_drawn
-from anonymizer.profile import PATIENT_ID, PATIENT_NAME, ClassPolicy, Policy
+from anonymizer.profile import (
+    PATIENT_ID,
+    PATIENT_NAME,
+    TEXT_VRS,
+    ClassPolicy,
+    Policy,
+    patient_study_attributes,
+)
 from anonymizer.verify import verify_deidentified, verify_fragments
 
 STUDY_INSTANCE_UID = 0x0020000D
@@ -213,7 +220,11 @@ def _judged_dataset(instance: Instance) -> Dataset:
 def _with_written_elements(
     elements: list[Element], policy: Policy, patient: Patient
 ) -> list[Element]:
-    """``elements`` with what every output states about its de-identification (PS3.15 E.1.1)."""
+    """``elements`` with what every output states (PS3.15 E.1.1) and must have.
+
+    The character set is UTF-8 if there is text outside ASCII, else not stated: the original one
+    tells where the patient lives, and not every reader knows it.
+    """
     codes = [
         [
             Element(CODE_VALUE, "SH", code.encode("ascii")),
@@ -231,6 +242,15 @@ def _with_written_elements(
         0x00120064: Element(0x00120064, "SQ", codes),
         0x00280303: Element(0x00280303, "CS", b"MODIFIED"),
     }
+    for tag, attribute_type in patient_study_attributes().items():
+        if attribute_type == "2" and not any(element.tag == tag for element in elements):
+            written.setdefault(tag, Element(tag, dictionary_VR(tag), b""))
+    if any(
+        isinstance(leaf.value, bytes) and leaf.vr in TEXT_VRS and not leaf.value.isascii()
+        for leaf, _ in leaves(elements, b"")
+    ):
+        utf8 = Element(SPECIFIC_CHARACTER_SET, "CS", b"ISO_IR 192")
+        written[SPECIFIC_CHARACTER_SET] = utf8
     for tag, value in policy.additions.items():
         written[tag] = Element(tag, dictionary_VR(tag), value.encode("ascii"))
     return [element for element in elements if element.tag not in written] + [*written.values()]

@@ -63,6 +63,8 @@ NUMBER_TAGS = frozenset({
 WHOLE_VALUE_TAGS = frozenset({0x00080080, 0x00080081, 0x00101040})
 
 _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe", "æ": "ae"})
+# Written where a name was taken away, by this software or another: they name nobody.
+_NOBODY = frozenset({"anon", "anonymous", "anonymized", "anonymised", "patient", "unknown", "none"})
 _NAME_BREAKS = re.compile(r"[\s\\^=,.;()/\-'\u2019\u2010]+")
 
 
@@ -161,7 +163,7 @@ def _name_parts(value: bytes, character_set: bytes) -> Iterator[str]:
 
 
 def _is_distinct_name(name: str) -> bool:
-    if not any(char.isalpha() for char in name):
+    if name in _NOBODY or not any(char.isalpha() for char in name):
         return False
     return len(name) >= (3 if name.isascii() else 2)
 

@@ -35,7 +35,7 @@ from anonymizer.pixel_data import pixel_elements
 
 # Registered once for this software by the UUID method (PS3.5 B.2).
 IMPLEMENTATION_CLASS_UID = "2.25.262087190137184640731853270417386207837"
-IMPLEMENTATION_VERSION_NAME = "SEGNODE_ANON_1"
+IMPLEMENTATION_VERSION_NAME = "SEGNODE_1"
 
 SPECIFIC_CHARACTER_SET = 0x00080005
 # A deflated instance is a few hundred times smaller at most; more is an attack (a "zip bomb").

@@ -96,15 +96,14 @@ def apply_recipe(policy: Policy, recipe: Path) -> Policy:
         rank = _VERBS.index(line.verb)
         explicit = _is_single(line.field)
         for tag in _tags(line):
-            if tag in actions and actions[tag][0] <= rank:
-                continue
             action = _action(line, tag, policy, explicit)
-            if action is None:
+            constant = _constant(line, tag) if action is Action.CONSTANT else ""
+            if action is None or (tag in actions and actions[tag][0] <= rank):
                 continue
             actions[tag] = (rank, action)
             constants.pop(tag, None)
             if action is Action.CONSTANT:
-                constants[tag] = _constant(line, tag)
+                constants[tag] = constant
     chosen = {tag: action for tag, (_, action) in actions.items()}
     return with_recipe_actions(policy, chosen, constants, additions)
 

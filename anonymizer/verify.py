@@ -27,7 +27,6 @@ from anonymizer.profile import PATIENT_ID, PATIENT_NAME, WRITTEN_TAGS
 
 _BINARY_VRS = frozenset({"AT", "FD", "FL", "OD", "OF", "OL", "OV", "OW", "SL", "SS", "SV"})
 _BINARY_VRS |= frozenset({"UL", "US", "UV"})
-_SAME_AS_WRITTEN = frozenset({0x00020001, 0x00020012, 0x00020013})
 
 
 class Value(NamedTuple):
@@ -54,7 +53,7 @@ def verify_deidentified(data: bytes, identifiers: Identifiers, pseudonym: str) -
         tag = path[-1]
         if tag == 0x00080005:
             character_set = value
-        if not value or vr in _BINARY_VRS or tag in _SAME_AS_WRITTEN or path[0] in WRITTEN_TAGS:
+        if not value or vr in _BINARY_VRS or path[0] in WRITTEN_TAGS:
             continue
         if tag in (PATIENT_ID, PATIENT_NAME) and value.strip(b"^ ") == pseudonym.encode("ascii"):
             continue
