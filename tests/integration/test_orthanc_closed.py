@@ -149,6 +149,17 @@ def test_worklists_are_not_offered(orthanc: OrthancServer) -> None:
     assert "No Acceptable Presentation Contexts" in output
 
 
+def test_unknown_sop_classes_are_not_accepted(orthanc: OrthancServer) -> None:
+    """Proves that a sender learns at the association that a class is not taken."""
+    ae = AE(ae_title="PACS")
+    ae.add_requested_context(CTImageStorage)
+    ae.add_requested_context("1.2.826.0.1.3680043.10.1499.1")
+    association = ae.associate(HERE, orthanc.dicom_port, ae_title=orthanc.ae_title)
+    taken = {context.abstract_syntax for context in association.accepted_contexts}
+    association.release()
+    assert taken == {CTImageStorage}
+
+
 @pytest.mark.parametrize(
     "path",
     ["/", "/system", "/instances", "/changes", "/app/explorer.html", "/dicom-web/studies",
