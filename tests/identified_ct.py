@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import struct
 from typing import Any
 
 import numpy as np
-from pydicom.charset import encode_string
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
@@ -51,6 +49,7 @@ def ct_instance(
     ds.PatientID = PATIENT_ID
     ds.PatientBirthDate = BIRTH_DATE
     ds.PatientSex = "F"
+    ds.BodyPartExamined = "CHEST"
     ds.KVP = "120"
     ds.SliceThickness = "2.5"
     ds.ConvolutionKernel = "B30f"
@@ -139,16 +138,6 @@ def raw_element(tag: int, vr: str, value: bytes) -> RawDataElement:
     """An element that pydicom writes byte for byte, whatever it thinks of it."""
     value += b" " * (len(value) % 2)
     return RawDataElement(Tag(tag), vr, len(value), value, 0, False, True)
-
-
-def encoded(text: str, codec: str) -> bytes:
-    """``text`` in one of pydicom's codecs."""
-    return encode_string(text, [codec])
-
-
-def element_header(tag: int, vr: bytes, length: int) -> bytes:
-    """Explicit VR little endian, 2-byte length."""
-    return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr, length)
 
 
 def _request() -> Dataset:
