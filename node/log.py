@@ -61,6 +61,7 @@ def configure(process: str, *, quiet: bool = False) -> None:
     )
     structlog.contextvars.bind_contextvars(process=process)
     logging.basicConfig(handlers=[_Scrubbed()], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)  # pydicom's warnings quote values
     # pynetdicom writes queries and datasets at its lower levels.
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 

@@ -140,8 +140,10 @@ class Hospital:
     def broker_url(self) -> str:
         """Redis, with its password."""
         broker = self.settings.broker
+        if broker.url is not None:
+            return broker.url
         password = quote(self.secret("broker_password"), safe="")
-        return broker.url or f"redis://:{password}@127.0.0.1:{broker.port}/0"
+        return f"redis://:{password}@127.0.0.1:{broker.port}/0"
 
     @cached_property
     def celery(self) -> Celery:
