@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from node import service
 from node.edges.console_json import timings_shown
@@ -99,6 +100,7 @@ def watch(ledger: Ledger, series_id: str) -> Job | None:
                 if job.state not in OPEN:
                     break
             time.sleep(0.1)
+    out.print()
     return job
 
 
@@ -107,19 +109,20 @@ def drawn(job: Job, ledger: Ledger) -> Table:
     timings = timings_shown(ledger.attempts(job.id), time.time())["timings"]
     seconds = {timing["step"]: timing["seconds"] for timing in timings}
     table = Table.grid(padding=(0, 1))
-    for _ in range(4):
-        table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis", style="dim")
+    for width in (1, 10, 20, 7):
+        table.add_column(no_wrap=True, width=width)
+    table.add_column(style="dim")  # the only one that gives way on a narrow screen
     reached = list(StepName).index(job.step) + (job.state is State.CONFIRMED)
     for number, step in enumerate(STEPS):
         done, current = number < reached, number == reached
         share = 1.0 if done else job.progress if current else 0.0
+        note = job.cause if current and job.cause else step.does
         table.add_row(
             "[green]✓[/]" if done else "[blue]▸[/]" if current else " ",
             step.name,
             ProgressBar(total=1.0, completed=share, width=20),
             f"{seconds[step.name]:5.1f} s" if step.name in seconds else "",
-            job.cause or step.does if current else step.does,
+            Text(note, no_wrap=True, overflow="ellipsis"),
         )
     return table
 

@@ -131,8 +131,11 @@ def segment_volumes_ml(
     labels: NDArray[np.uint8], voxel_ml: float, segments: Sequence[Segment]
 ) -> list[tuple[Segment, float]]:
     """Each segment with its volume, which is 0 when it was not found."""
-    counts = np.bincount(labels.ravel(), minlength=256)
-    return [(segment, float(counts[segment.number]) * voxel_ml) for segment in segments]
+    # One comparison a segment: np.bincount would copy the label map to 64-bit integers first.
+    return [
+        (segment, float(np.count_nonzero(labels == segment.number)) * voxel_ml)
+        for segment in segments
+    ]
 
 
 @dataclass(frozen=True)
