@@ -107,7 +107,7 @@ class Nudges:
         """Return on a nudge, or after ``seconds``."""
         try:
             if self._pubsub is None:
-                pubsub = self._client.pubsub(ignore_subscribe_messages=True)
+                pubsub = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
                 pubsub.subscribe(_NUDGE_CHANNEL)
                 self._pubsub = pubsub
             until = time.monotonic() + seconds
