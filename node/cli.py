@@ -205,14 +205,10 @@ def run(role: Literal["watch", "console", "worker", "compute"]) -> None:
 
 def main() -> None:
     """Run the command; a failure is two lines, what is wrong and what to do, and status 1."""
-    from node.edges.ledger import NotPossible
-
     try:
         app()
     except NodeError as error:
         _fail(str(error), error.remedy)
-    except NotPossible as error:
-        _fail(str(error), "`segnode jobs` lists all jobs.")
 
 
 def _fail(cause: str, remedy: str) -> None:

@@ -14,6 +14,7 @@
     │   └── ModelFault                a model package is missing, altered or broke its contract
     ├── Quarantined     it may not leave the node: hold for a person
     │   └── IdentityUnsafe            an identifier would leak, or a reference does not resolve
+    ├── NotPossible     a person asked for what a job's state does not allow: nothing changes
     └── Unavailable     try again later
         ├── OrthancUnavailable
         ├── PacsUnavailable
@@ -101,6 +102,12 @@ class Quarantined(NodeError):
 
 class IdentityUnsafe(Quarantined):
     """An identifier would leak, or a reference does not resolve in the original study."""
+
+
+class NotPossible(NodeError):
+    """A person asked for something that a job's state does not allow; nothing was changed."""
+
+    default_remedy = "`segnode jobs` lists all jobs and their states."
 
 
 class Unavailable(NodeError):

@@ -24,8 +24,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from node.edges.console_json import GROUPS, group_of, job_shown, steps_shown, timings_shown
-from node.edges.ledger import Ledger, NotPossible
-from node.errors import NodeError, Unavailable
+from node.edges.ledger import Ledger
+from node.errors import NodeError, NotPossible, Unavailable
 from node.jobs import BY_HAND, Job, State, Wish
 from node.ports import Artifacts
 from node.sdk import ModelManifest

@@ -27,16 +27,13 @@ from node.edges.ledger_tables import (
     open_database,
     upsert,
 )
+from node.errors import NotPossible
 from node.jobs import BY_HAND, Attempt, Event, Job, State, StepName, Wish, after, job_key
 
 #: A wake-up that brought nobody is sent again after this long: the broker may have lost it.
 RESEND_S = 30.0
 #: Who ends a step wakes the next one itself; the sweeper does it if that has not happened by then.
 _WAKE_GRACE_S = 2.0
-
-
-class NotPossible(ValueError):
-    """The action does not fit the job's state; the message is fit to show."""
 
 
 class Ledger:

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from node.edges.ledger import Ledger, NotPossible
-from node.errors import PacsUnavailable
+from node.edges.ledger import Ledger
+from node.errors import NotPossible, PacsUnavailable
 from node.jobs import TRANSITIONS, Event, Job, State, StepName, Wish
 from node.pipeline import STEPS
 from node.pipeline.run import record_failure
