@@ -156,7 +156,8 @@ def _orthanc_program(hospital: Hospital) -> Program:
         "SEGNODE_CONSOLE_TOKEN_FILE": str(hospital.secret_path("console_token")),
     }
     command = [str(settings.orthanc.launcher.absolute()), str(folder / "configuration")]
-    return Program("orthanc", command, environment, priority=20, stop_wait_s=30)
+    # Orthanc writes original UIDs of objects that it refuses: its log stays with its data.
+    return Program("orthanc", command, environment, priority=20, stop_wait_s=30, log_folder=folder)
 
 
 def console_url(settings: Settings) -> str:

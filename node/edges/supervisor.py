@@ -40,6 +40,8 @@ class Program:
     ----------
     environment
         Added to the supervisor's own; with ``alone`` it is all that the process gets.
+    log_folder
+        Where its output goes, if not beside the others'.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Program:
     priority: int
     alone: bool = False
     stop_wait_s: int = 20
+    log_folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ class Supervisor:
                 "killasgroup": "true",
                 "stopwaitsecs": str(program.stop_wait_s),
                 "redirect_stderr": "true",
-                "stdout_logfile": str(self._log / f"{program.name}.log"),
+                "stdout_logfile": str((program.log_folder or self._log) / f"{program.name}.log"),
                 "stdout_logfile_maxbytes": "20MB",
                 "stdout_logfile_backups": "5",
             }
