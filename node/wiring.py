@@ -278,9 +278,12 @@ class Hospital:
 
     def run_worker(self) -> None:
         """The hospital workers."""
+        from celery.signals import worker_process_init
+
         from node.edges.tasks import register_hospital_tasks
 
         register_hospital_tasks(self.celery, self.ledger, self.steps(), self.wake)
+        worker_process_init.connect(lambda **_: self.ledger.forget_connections(), weak=False)
         processes = self.settings.workers.hospital_processes
         _run_celery(self.celery, "hospital", HOSPITAL_QUEUES, processes)
 

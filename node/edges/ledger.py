@@ -43,6 +43,10 @@ class Ledger:
         self._engine = open_database(url)
         self._clock = clock
 
+    def forget_connections(self) -> None:
+        """Open new connections from here on: a forked process must not use its parent's."""
+        self._engine.dispose(close=False)
+
     # -- the changes feed ------------------------------------------------------------------
 
     def cursor(self, name: str) -> int:
