@@ -308,10 +308,20 @@ class Ledger:
             ]
 
     def retry(self, job_id: str) -> Job:
-        """Start the step at which a job stopped once more, with fresh attempts."""
+        """Start the step at which a job stopped once more, with fresh attempts.
+
+        What a destination accepted and then did not prove is sent again: a job that stopped in
+        ``confirm`` starts at ``deliver``. The objects keep their UIDs, so none is doubled.
+        """
+        job = self.find(job_id)
+        unproven = job.step is StepName.CONFIRM and job.state is not State.WAITING
+        again: dict[str, Any] = {"step": StepName.DELIVER} if unproven else {}
+        if unproven:
+            sent = ("accepted", "transactions")
+            again["facts"] = {name: fact for name, fact in job.facts.items() if name not in sent}
         return self._by_person(
             job_id, Event.RETRY, attempt=0, cause="", remedy="", error="",
-            next_try_at=None, wake_at=self._clock(),
+            next_try_at=None, wake_at=self._clock(), **again,
         )  # fmt: skip
 
     def cancel(self, job_id: str) -> Job:

@@ -99,7 +99,7 @@ def _committed(
         raise DeliveryRefused(
             f"{name} reports that it does not keep {len(report.failed_sop_instance_uids)} "
             f"of {len(results)} objects that it accepted",
-            remedy=f"Look into the storage of {name}, then cancel and retry the job.",
+            remedy=f"Look into the storage of {name}, then retry the job: it sends them again.",
         )
     if report.status == "lost":  # Orthanc restarted: ask again next time
         del transactions[name]

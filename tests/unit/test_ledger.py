@@ -172,6 +172,18 @@ def test_a_person_retries_what_stopped_and_cannot_retry_what_is_confirmed(ledger
         ledger.retry(job.id)
 
 
+def test_retrying_what_was_not_proven_sends_it_again(ledger: Ledger) -> None:
+    """A destination that lost what it accepted gets it once more, under the same UIDs."""
+    job = opened(ledger)
+    for facts in [{}] * 6 + [{"accepted": ["pacs"], "results": ["seg"]}]:
+        job = ledger.finish(claimed(ledger, job), facts) or job
+    assert job.step is StepName.CONFIRM
+    ledger.end(claimed(ledger, job), Event.REJECT, cause="lost", remedy="r", error="Refused")
+    again = ledger.retry(job.id)
+    assert (again.step, again.state) == (StepName.DELIVER, State.QUEUED)
+    assert again.facts == {"results": ["seg"]}
+
+
 def test_asking_for_a_model_by_hand_twice_makes_one_job_and_rules_still_run(ledger: Ledger) -> None:
     """The button in the console is safe to press again, and does not silence the rules."""
     first = ledger.request("series", "study", ("a",), LUNGS)
