@@ -3,7 +3,7 @@
 ``DIR`` holds one folder of DICOM per series and ``pseudo_labels_256/*.npz`` (packed lung masks at
 256x256 with the SOP Instance UIDs that they belong to). Patients are split, never slices: all
 series of ``--validate`` patients are kept from training. Preprocessing is the node's own, read
-from model.toml, so that the network trains on what it will see. About half an hour on two cores.
+from model.toml, so that the network trains on what it will see. About an hour on two busy cores.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--validate", nargs="+", default=["acrin_013"], metavar="PATIENT")
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=80)
     parser.add_argument("--samples", type=int, default=320, help="slabs per epoch")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=2e-3)

@@ -1,0 +1,131 @@
+"""The infer step on a real artifact folder and the real model."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmwrite
+from pydicom.dataset import Dataset
+
+from node.edges.artifacts import FolderArtifacts
+from node.errors import (
+    DamagedInstance,
+    EmptyResult,
+    GeometryError,
+    ModelFault,
+    UnsuitableInput,
+)
+from node.packages import Model, load_model
+from node.pipeline.infer import infer
+from tests.phantoms import LEFT_LUNG, RIGHT_LUNG, chest_truth, ct_series
+
+FOLDER = "job-1"
+SHAPE = {"slices": 16, "rows": 100, "columns": 120, "spacing_mm": (6, 3.3, 3.3)}
+PIXELS_TOO_COARSE_FOR = (0.3, 1.6)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """ct_lungs with a contract that takes the phantom's coarse pixels."""
+    model = load_model(Path(__file__).parents[2] / "models" / "ct_lungs")
+    assert model.manifest.input.pixel_spacing_mm == PIXELS_TOO_COARSE_FOR
+    contract = model.manifest.input.model_copy(update={"pixel_spacing_mm": (0.3, 4.0)})
+    return Model(model.manifest.model_copy(update={"input": contract}), model.network)
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> FolderArtifacts:
+    return FolderArtifacts(tmp_path)
+
+
+def put(artifacts: FolderArtifacts, series: list[Dataset]) -> None:
+    for number, ds in enumerate(series, start=1):
+        buffer = io.BytesIO()
+        dcmwrite(buffer, ds, enforce_file_format=True)
+        artifacts.put(f"{FOLDER}/instances/{number:06d}.dcm", buffer.getvalue())
+
+
+def run(artifacts: FolderArtifacts, model: Model) -> list[float]:
+    shares: list[float] = []
+    infer(artifacts, FOLDER, model, shares.append)
+    return shares
+
+
+def test_label_map_and_measurements_come_back(artifacts: FolderArtifacts, model: Model) -> None:
+    """Labels in slice order with their UIDs, and volumes that are the labels' own."""
+    series = ct_series(**SHAPE)
+    put(artifacts, series[::-1])
+    shares = run(artifacts, model)
+    assert shares[-1] == 1
+    stored = np.load(io.BytesIO(artifacts.get(f"{FOLDER}/label_map.npz")), allow_pickle=False)
+    labels = stored["labels"]
+    assert labels.dtype == np.uint8
+    assert stored["sop_instance_uids"].tolist() == [ds.SOPInstanceUID for ds in series]
+    agreement = (labels == chest_truth(series)).mean()
+    assert agreement > 0.98
+    document = json.loads(artifacts.get(f"{FOLDER}/measurements.json"))
+    assert document["model"]["digest"] == model.manifest.digest
+    assert [s["number"] for s in document["segments"]] == [LEFT_LUNG, RIGHT_LUNG]
+    for segment in document["segments"]:
+        where = np.flatnonzero((labels == segment["number"]).any(axis=(1, 2)))
+        voxels = int((labels == segment["number"]).sum())
+        assert segment["voxels"] == voxels
+        assert segment["volume_ml"] == pytest.approx(voxels * 6 * 3.3 * 3.3 / 1000, rel=1e-4)
+        assert [segment["first_slice"], segment["last_slice"]] == [where[0], where[-1]]
+
+
+def test_running_again_writes_the_same_bytes(artifacts: FolderArtifacts, model: Model) -> None:
+    """A worker that was killed and started again changes nothing."""
+    put(artifacts, ct_series(**SHAPE))
+    run(artifacts, model)
+    names = artifacts.names(FOLDER)
+    first = {name: artifacts.get(name) for name in names}
+    run(artifacts, model)
+    assert {name: artifacts.get(name) for name in artifacts.names(FOLDER)} == first
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"center_mm": (0, 0, -190)}, EmptyResult),
+        ({"BodyPartExamined": "HEAD"}, UnsuitableInput),
+        ({"spacing_mm": (6, 5, 5)}, UnsuitableInput),
+        ({"missing": [7]}, GeometryError),
+        ({"PixelData": b"\0" * 100}, DamagedInstance),
+    ],
+)
+def test_what_cannot_be_segmented_leaves_no_result(
+    artifacts: FolderArtifacts,
+    model: Model,
+    change: dict[str, object],
+    error: type[Exception],
+) -> None:
+    """A refusal is one of the named errors, and nothing half-done is left behind."""
+    put(artifacts, ct_series(**{**SHAPE, **change}))
+    with pytest.raises(error):
+        run(artifacts, model)
+    assert all(name.startswith(f"{FOLDER}/instances/") for name in artifacts.names(FOLDER))
+
+
+def test_an_unreadable_artifact_is_damage(artifacts: FolderArtifacts, model: Model) -> None:
+    """Bytes that are no DICOM name the position, not the file."""
+    put(artifacts, ct_series(**SHAPE))
+    artifacts.put(f"{FOLDER}/instances/000003.dcm", b"not DICOM")
+    with pytest.raises(DamagedInstance, match="Instance 3 cannot be read"):
+        run(artifacts, model)
+
+
+def test_a_network_that_breaks_its_promise_is_a_model_fault(
+    artifacts: FolderArtifacts, model: Model
+) -> None:
+    """Three classes promised and one delivered is told as such."""
+    import torch
+
+    wrong = Model(model.manifest, torch.nn.Conv2d(3, 1, 1))
+    put(artifacts, ct_series(**SHAPE))
+    with pytest.raises(ModelFault, match="its manifest promises"):
+        run(artifacts, wrong)
