@@ -75,7 +75,8 @@ CMD ["sh", "-c", "exec segnode run \"$ROLE\""]
 FROM python AS compute
 ENV ROLE=compute \
     SEGNODE_COMPUTE_ARTIFACTS_DIR=/var/lib/segnode/artifacts \
-    SEGNODE_COMPUTE_MODELS_DIR=/opt/segnode/models
+    SEGNODE_COMPUTE_MODELS_DIR=/opt/segnode/models \
+    OPENBLAS_NUM_THREADS=1
 CMD ["sh", "-c", "exec segnode run \"$ROLE\""]
 
 FROM compute AS compute-cpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -167,6 +168,7 @@ def process(
     out: Annotated[Path, typer.Option(file_okay=False, help="Where the results are written.")],
 ) -> None:
     """The same steps without servers, for a folder of DICOM."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: see service.py
     from node import tables
     from node.process import process_folder
 

@@ -23,6 +23,11 @@ from node.wiring import ORTHANC_USER, Hospital
 SECRETS = ("orthanc_password", "broker_password", "console_token", "vault_key", "pseudonym_key")
 
 
+#: torch has the threads of a compute worker. BLAS threads that spin beside them made a run of 4 s
+#: take up to 40 s on busy cores.
+COMPUTE_LIBRARIES = {"OPENBLAS_NUM_THREADS": "1"}
+
+
 class DidNotStart(NodeError):
     """A process of the node did not come up."""
 
@@ -113,6 +118,7 @@ def _compute_environment(hospital: Hospital) -> dict[str, str]:
         "SEGNODE_COMPUTE_MODELS_DIR": str(settings.models_dir.absolute()),
         "SEGNODE_COMPUTE_PROCESSES": str(settings.workers.compute_processes),
         "SEGNODE_COMPUTE_THREADS": str(settings.workers.compute_threads),
+        **COMPUTE_LIBRARIES,
     }
 
 
