@@ -173,7 +173,8 @@ def _parts(hospital: Hospital) -> Iterator[Finding]:
         if answers:
             yield Finding("good", part.name, "answers")
         else:
-            yield Finding("wrong", part.name, "does not answer", "Run `segnode up`, see var/log.")
+            log = hospital.settings.var_dir / part.log
+            yield Finding("wrong", part.name, "does not answer", f"Run `segnode up`; see {log}.")
 
 
 def _echo(hospital: Hospital, name: str) -> Finding:

@@ -36,10 +36,11 @@ class DidNotStart(NodeError):
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the node and the question whether it answers."""
+    """One part of the node, the question whether it answers, and the log to read if not."""
 
     name: str
     answers: Callable[[], bool]
+    log: str
 
 
 def up(settings: Settings, timeout_s: float = 60.0) -> Iterator[str]:
@@ -66,7 +67,7 @@ def up(settings: Settings, timeout_s: float = 60.0) -> Iterator[str]:
             if time.monotonic() > deadline:
                 raise DidNotStart(
                     f"{part.name} does not answer after {timeout_s:.0f} s",
-                    remedy=f"See {settings.var_dir}/log, then run `segnode up` again.",
+                    remedy=f"See {settings.var_dir / part.log}, then run `segnode up` again.",
                 )
             time.sleep(0.1)
         yield part.name
@@ -80,11 +81,11 @@ def down(settings: Settings) -> bool:
 def parts(hospital: Hospital) -> Sequence[Part]:
     """Everything that must answer, in the order of starting."""
     return (
-        Part("broker", lambda: _redis_answers(hospital.broker_url)),
-        Part("orthanc", lambda: _orthanc_answers(hospital)),
-        Part("console", lambda: _console_answers(hospital.settings)),
-        Part("hospital worker", lambda: _worker_answers(hospital, "hospital")),
-        Part("compute worker", lambda: _worker_answers(hospital, "compute")),
+        Part("broker", lambda: _redis_answers(hospital.broker_url), "log/redis.log"),
+        Part("orthanc", lambda: _orthanc_answers(hospital), "orthanc/orthanc.log"),
+        Part("console", lambda: _console_answers(hospital.settings), "log/console.log"),
+        Part("hospital worker", lambda: _worker_answers(hospital, "hospital"), "log/worker.log"),
+        Part("compute worker", lambda: _worker_answers(hospital, "compute"), "log/compute.log"),
     )
 
 
@@ -130,7 +131,7 @@ def _redis_file(hospital: Hospital) -> str:
         "bind 127.0.0.1",
         f"port {hospital.settings.broker.port}",
         f"requirepass {hospital.secret('broker_password')}",
-        f"dir {folder}",
+        f'dir "{folder}"',
         'save ""',
         "appendonly no",
         "daemonize no",

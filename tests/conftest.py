@@ -40,7 +40,8 @@ def node(
     tmp_path_factory: pytest.TempPathFactory, pacs: OrthancServer, node_ports: dict[str, int]
 ) -> Iterator[RunningNode]:
     """A whole node, shared by the tests: each sends studies of its own."""
-    with RunningNode(tmp_path_factory.mktemp("node"), pacs, node_ports) as running:
+    folder = tmp_path_factory.mktemp("node") / "a folder"  # people have blanks in their paths
+    with RunningNode(folder, pacs, node_ports) as running:
         yield running
 
 
