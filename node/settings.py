@@ -269,8 +269,14 @@ def load() -> Settings:
     Raises
     ------
     BadSettings
-        A value cannot be used, or a setting is unknown.
+        A value cannot be used, a setting is unknown, or the file that was named is not there.
     """
+    named = os.environ.get("SEGNODE_CONFIG")
+    if named is not None and not Path(named).is_file():
+        raise BadSettings(
+            "SEGNODE_CONFIG names a file that is not there",
+            remedy="Correct the variable, or unset it to use segnode.toml of this folder.",
+        )
     return _explained(Settings)
 
 

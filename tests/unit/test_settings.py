@@ -85,6 +85,13 @@ def test_the_environment_wins_over_the_file(
     assert loaded(tmp_path, monkeypatch, "[dicom]\nport = 104").dicom.port == 11112
 
 
+def test_a_named_file_that_is_missing_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node without peers and rules would start, receive nothing and say nothing."""
+    monkeypatch.setenv("SEGNODE_CONFIG", "/nowhere/segnode.toml")
+    with pytest.raises(BadSettings, match="SEGNODE_CONFIG"):
+        load()
+
+
 RULE = """
 [[rules]]
 name = "r"
