@@ -161,12 +161,12 @@ class RunningNode:
         self.segnode("down")
 
     def receive(
-        self, study: Study, *, ae_title: str = "HOSPITAL", options: Sequence[str] = ()
+        self, study: Study, *, ae_title: str = "HOSPITAL", options: Sequence[str] = ("-xt",)
     ) -> subprocess.CompletedProcess[str]:
-        """Send a study by DCMTK's storescu."""
+        """Send a study by DCMTK's storescu; ``-xt`` proposes JPEG-LS and what is uncompressed."""
         return subprocess.run(
             [
-                "/usr/bin/storescu", "-aet", ae_title, "-aec", "SEGNODE", "-xt", *options,
+                "/usr/bin/storescu", "-aet", ae_title, "-aec", "SEGNODE", *options,
                 "127.0.0.1", str(self.ports["dicom"]), *map(str, study.files),
             ],
             env={**os.environ, "TCP_NODELAY": "1"},
