@@ -72,7 +72,7 @@ class RedisMonitor:
 def sentinels(study: Study) -> list[bytes]:
     """What to look for: whole values, and the parts of names."""
     found = set(SENTINEL.values())
-    found |= {"Sentinelius", "Quirin", "Refersentinel", "90210"}
+    found |= {"Sentinelius", "Quirin", "Refersentinel"}  # digits alone occur in hashes by chance
     found |= {study.study_instance_uid, study.series_instance_uid, study.frame_of_reference_uid}
     found |= study.sop_instance_uids
     return sorted(value.encode() for value in found)
