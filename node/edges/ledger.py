@@ -92,7 +92,8 @@ class Ledger:
             )
             if not instance_ids or tx.scalar(same):
                 return None
-            for older in tx.execute(sa.select(JOBS).where(JOBS.c.series_id == series_id)):
+            held = sa.select(JOBS).where(JOBS.c.series_id == series_id)
+            for older in tx.execute(held).all():
                 self._happen(tx, job_of(older._mapping), Event.SUPERSEDE)
             self._insert(tx, job)
         return self.job(job.id)
