@@ -13,9 +13,11 @@ from typing import assert_never
 from pydicom._dicom_dict import DicomDictionary
 
 from anonymizer.dates import cap_age, shift_date, shift_date_time
+from anonymizer.descriptors import cleaned_text
 from anonymizer.encoding import WORD_BYTES, Element
 from anonymizer.identity import Identifiers
 from anonymizer.part10 import SPECIFIC_CHARACTER_SET, decode_text
+from anonymizer.private import safe_private_elements
 from anonymizer.profile import CODED_ENTRY, PATIENT_NAME, TEXT_VRS, Action, ClassPolicy
 from anonymizer.uids import pseudonymous_uid
 
@@ -79,6 +81,8 @@ class Patient:
     """Original instance UID to pseudonymous UID."""
     dates: dict[str, str] = field(default_factory=dict, repr=False)
     """Original date to shifted date, both YYYYMMDD."""
+    retains_uids: bool = False
+    """Whether instance UIDs stay (PS3.15 E.3.9): then each is its own pseudonym."""
 
     @property
     def name(self) -> str:
@@ -87,6 +91,8 @@ class Patient:
 
     def pseudonym_of_uid(self, uid: str) -> str:
         """The pseudonymous UID, remembered for the crosswalk."""
+        if self.retains_uids:
+            return uid
         known = self.uids.get(uid)
         if known is None:
             known = pseudonymous_uid(uid, self.uid_key)
@@ -107,7 +113,10 @@ def treat_elements(
         if element.tag == SPECIFIC_CHARACTER_SET and isinstance(element.value, bytes):
             character_set = element.value
     treated = (treat(element, policy, patient, parent, character_set) for element in elements)
-    return [element for element in treated if element is not None]
+    return [
+        *(element for element in treated if element is not None),
+        *safe_private_elements(elements, policy.safe_private),
+    ]
 
 
 def treat(
@@ -141,6 +150,12 @@ def treat(
         return Element(tag, vr, _shifted(vr, value, patient))
     if action is Action.CAP_AGE:
         return Element(tag, vr, (cap_age(value.decode("latin-1")) or "").encode("ascii"))
+    if action is Action.CLEAN:
+        text = cleaned_text(decode_text(value, character_set, vr))
+        if not text and policy.attribute_type(parent, tag) == 3:
+            return None
+        element = Element(tag, vr, text.encode("utf-8") or dummy(vr))
+        return _kept(element, policy, patient, parent, b"ISO_IR 192")
     if action is Action.KEEP or action is Action.WALK:
         return _kept(element, policy, patient, parent, character_set)
     assert_never(action)
