@@ -17,9 +17,10 @@ from rich.table import Table
 
 from anonymizer.crosswalk import Crosswalk
 from anonymizer.deidentify import DeidentifiedInstance, OriginalIdentity, deidentify_instance
-from anonymizer.errors import AnonymizerError
+from anonymizer.errors import AnonymizerError, RecipeError
 from anonymizer.keys import PseudonymKeys, random_secret, read_or_create_key_file
-from anonymizer.profile import basic_policy
+from anonymizer.options import DEFAULT_OPTIONS, Option, options_named
+from anonymizer.profile import profile_with
 from anonymizer.recipe import apply_recipe
 from anonymizer.vault import FolderRecords, Keyring, Vault
 
@@ -36,7 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
-    policy = basic_policy()
+    chosen = options.option or [option.value for option in DEFAULT_OPTIONS]
+    policy = profile_with(options_named(chosen))
+    if policy.retains_uids and options.vault:
+        raise RecipeError(
+            "With retain-uids there is no way back to seal: the UIDs are the original ones",
+            remedy="Leave out --vault or the option.",
+        )
     if options.recipe:
         policy = apply_recipe(policy, options.recipe)
     secret = read_or_create_key_file(options.key) if options.key else random_secret()
@@ -97,6 +104,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("input", type=Path, metavar="IN", help="folder with DICOM instances")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder to write to")
+    parser.add_argument(
+        "--option",
+        action="append",
+        metavar="NAME",
+        help="an option of PS3.15 E.3, again for each; without any: "
+        f"{Option.RETAIN_MODIFIED_DATES.value}. One of: "
+        + ", ".join(option.value for option in Option),
+    )
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="the site's own rules (*.deid)")
     parser.add_argument(
         "--key",

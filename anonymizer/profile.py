@@ -281,6 +281,9 @@ def _listed_code(vr: str, row: Mapping[str, str], options: frozenset[Option]) ->
         return {"SQ": Action.WALK.value, "AS": Action.CAP_AGE.value}.get(vr, Action.KEEP.value)
     if letters:
         return Action.CLEAN.value if vr in FREE_TEXT_VRS else Action.KEEP.value
+    if row["basic"] == "U" and Option.RETAIN_UIDS in options:
+        # UID (0040,A124) in a report is the TrackingUID of a segmentation, which the table retains.
+        return Action.KEEP.value
     return Action.WALK.value if "U*" in row["basic"] else row["basic"]
 
 
@@ -355,6 +358,8 @@ def _resolve(code: str, attribute_type: int, tag: int) -> Action:
     if action is Action.DUMMY and DicomDictionary[tag][0] == "SQ":
         # A dummy sequence is the sequence with dummies in it; where it may be absent, it is.
         return Action.REMOVE if attribute_type == 3 else Action.WALK
+    if action is Action.DUMMY and DicomDictionary[tag][0] == "UI":
+        return Action.UID
     return action
 
 
