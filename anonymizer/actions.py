@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import assert_never
 
 from pydicom._dicom_dict import DicomDictionary
@@ -30,6 +31,13 @@ _VALUE_FORMS = {
     "IS": re.compile(rb"[+-]?\d{1,11}"),
     "TM": re.compile(rb"\d{2}:?(\d{2}:?(\d{2}(\.\d{1,6})?)?)?"),
     "UI": re.compile(rb"[0-9.]{1,64}"),
+}
+# Values of which a whole attribute consists of nothing but numbers, times or words of binary.
+NUMBER_VRS = frozenset({"DS", "IS", "TM"})
+_NUMBERS = {
+    vr: re.compile(rb"(?:%b) *(?:\\(?:%b) *)*" % (form.pattern, form.pattern))
+    for vr, form in _VALUE_FORMS.items()
+    if vr in NUMBER_VRS
 }
 # Stands in for a removed value where the IOD demands one; says nothing about anybody.
 _DUMMIES = {
@@ -124,7 +132,7 @@ def treat(
 ) -> Element | None:
     """One element as it may leave, or None."""
     tag, vr, value = element
-    if tag >> 16 & 1 or not _has_dictionary_vr(tag, vr):
+    if tag >> 16 & 1 or not has_dictionary_vr(tag, vr):
         return None
     action = policy.action(parent, tag)
     if action is Action.REMOVE:
@@ -161,12 +169,22 @@ def treat(
     assert_never(action)
 
 
+def stays_as_it_is(vr: str, value: bytes) -> bool:
+    """Whether a value under ``KEEP`` is sure to stay, byte for byte, whoever the patient is."""
+    form = _NUMBERS.get(vr)
+    if form is not None:
+        return form.fullmatch(value) is not None
+    width = WORD_BYTES.get(vr)
+    return width is not None and bool(value) and len(value) % width == 0
+
+
 def dummy(vr: str) -> bytes:
     """A value of ``vr`` that says nothing."""
     return _DUMMIES.get(vr, b"ANON" if vr in TEXT_VRS else b"")
 
 
-def _has_dictionary_vr(tag: int, vr: str) -> bool:
+@lru_cache(maxsize=8192)
+def has_dictionary_vr(tag: int, vr: str) -> bool:
     """Whether ``vr`` is one that PS3.6 allows; a disguised value is not looked at further."""
     entry = DicomDictionary.get(tag)
     return entry is not None and vr in entry[0].split(" or ")

@@ -116,12 +116,10 @@ def deidentify_instance(
     return deidentified(read_instance(data, pixels_required=False), policy, keys)
 
 
-def deidentified(
-    instance: Instance, policy: Policy, keys: PseudonymKeys
-) -> DeidentifiedInstance:
+def deidentified(instance: Instance, policy: Policy, keys: PseudonymKeys) -> DeidentifiedInstance:
     """:func:`deidentify_instance` for an instance that has been read."""
     class_policy = class_policy_for(instance, policy)
-    _refuse_unknown_character_sets(instance.elements)
+    refuse_unknown_character_sets(instance.elements)
     patient = patient_of(instance.elements, policy, keys)
     elements = treat_elements(instance.elements, class_policy, patient, parent=0, character_set=b"")
     elements = with_written_elements(elements, policy, patient)
@@ -191,11 +189,15 @@ def patient_pseudonym(patient: str, key: bytes) -> str:
     return "ANON-" + digest[:8].hex().upper()
 
 
-def _refuse_unknown_character_sets(elements: Iterable[Element]) -> None:
+def refuse_unknown_character_sets(elements: Iterable[Element]) -> None:
     """A name that cannot be read cannot be searched for."""
-    for element, _ in leaves(elements, b""):
-        if element.tag == SPECIFIC_CHARACTER_SET and isinstance(element.value, bytes):
-            terms = element.value.decode("latin-1").split("\\")
+    for tag, _, value in elements:
+        if isinstance(value, list):
+            if not tag >> 16 & 1:  # private sequences go unread
+                for item in value:
+                    refuse_unknown_character_sets(item)
+        elif tag == SPECIFIC_CHARACTER_SET:
+            terms = value.decode("latin-1").split("\\")
             if any(term.strip("\0 ") not in python_encoding for term in terms):
                 raise Unsupported("A term of SpecificCharacterSet (0008,0005) is not DICOM's")
 
@@ -266,15 +268,16 @@ def with_written_elements(
 
 def has_text_outside_ascii(elements: Iterable[Element]) -> bool:
     """Whether any text, at any depth, needs a character set."""
-    return any(
-        isinstance(leaf.value, bytes) and leaf.vr in TEXT_VRS and not leaf.value.isascii()
-        for leaf, _ in leaves(elements, b"")
-    )
+    for _, vr, value in elements:
+        if isinstance(value, list):
+            if any(map(has_text_outside_ascii, value)):
+                return True
+        elif vr in TEXT_VRS and not value.isascii():
+            return True
+    return False
 
 
-def original_identity(
-    instance: Instance, patient: Patient, policy: Policy
-) -> OriginalIdentity:
+def original_identity(instance: Instance, patient: Patient, policy: Policy) -> OriginalIdentity:
     """The instance's part of the crosswalk, once all elements are treated."""
     top = {
         element.tag: element.value.decode("latin-1").strip("\0 ")
