@@ -39,7 +39,7 @@ from anonymizer.part10 import (
     read_instance,
     write_instance,
 )
-from anonymizer.pixels import burned_in_risk, is_drawn
+from anonymizer.pixels import WITHOUT_PIXELS, burned_in_risk, is_drawn
 from anonymizer.profile import (
     PATIENT_ID,
     PATIENT_NAME,
@@ -160,7 +160,10 @@ def class_policy_for(instance: Instance, policy: Policy) -> ClassPolicy:
     if is_drawn(instance.sop_class_uid):
         raise held
     class_policy = policy.for_sop_class(instance.sop_class_uid)
-    if not instance.pixel_data:
+    if instance.sop_class_uid in WITHOUT_PIXELS:
+        if instance.pixel_data:
+            raise Unsupported("Pixel Data (7FE0,0010) in an object of a kind that has none")
+    elif not instance.pixel_data:
         raise Unreadable("The instance ends before its Pixel Data (7FE0,0010)")
     if reason is not None:
         raise held

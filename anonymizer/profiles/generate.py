@@ -38,6 +38,20 @@ SOP_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.1.1.1": "Digital X-Ray Image Storage - For Processing",
     "1.2.840.10008.5.1.4.1.1.128": "Positron Emission Tomography Image Storage",
     "1.2.840.10008.5.1.4.1.1.66.4": "Segmentation Storage",
+    "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT Image Storage",
+    "1.2.840.10008.5.1.4.1.1.2.2": "Legacy Converted Enhanced CT Image Storage",
+    "1.2.840.10008.5.1.4.1.1.4.1": "Enhanced MR Image Storage",
+    "1.2.840.10008.5.1.4.1.1.4.4": "Legacy Converted Enhanced MR Image Storage",
+    "1.2.840.10008.5.1.4.1.1.130": "Enhanced PET Image Storage",
+    "1.2.840.10008.5.1.4.1.1.128.1": "Legacy Converted Enhanced PET Image Storage",
+    "1.2.840.10008.5.1.4.1.1.88.11": "Basic Text SR Storage",
+    "1.2.840.10008.5.1.4.1.1.88.22": "Enhanced SR Storage",
+    "1.2.840.10008.5.1.4.1.1.88.33": "Comprehensive SR Storage",
+    "1.2.840.10008.5.1.4.1.1.88.34": "Comprehensive 3D SR Storage",
+    "1.2.840.10008.5.1.4.1.1.88.59": "Key Object Selection Document Storage",
+    "1.2.840.10008.5.1.4.1.1.481.3": "RT Structure Set Storage",
+    "1.2.840.10008.5.1.4.1.1.11.1": "Grayscale Softcopy Presentation State Storage",
+    "1.2.840.10008.5.1.4.1.1.11.2": "Color Softcopy Presentation State Storage",
 }
 # The modules of the Patient and Study information entities: what a derived object shares with the
 # study it is added to (PS3.3 C.7.1.1, C.7.1.3, C.7.2.1, C.7.2.2, C.7.2.3).
@@ -48,6 +62,7 @@ PATIENT_STUDY_MODULES = (
     "clinical-trial-study",
     *MANDATORY_MODULES,
 )
+CONTENT_SEQUENCE = "0040A730"
 # The attributes of a coded entry (PS3.3 Table 8.8-1) have a rule of their own.
 CODED_ENTRY = {0x00080100, 0x00080102, 0x00080103, 0x00080104, 0x00080119, 0x00080120}
 # Attributes whose VR makes their Type matter when a value has to go.
@@ -108,6 +123,9 @@ def iod_types() -> dict[str, Any]:
         for module in iods[iod_of[uid]]:
             for attribute in modules[module["key"]]:
                 _note_type(strongest, attribute)
+        if CONTENT_SEQUENCE in strongest:
+            # The tables describe the first level of a report's tree; it goes on below (C.17.3).
+            strongest[f"{CONTENT_SEQUENCE}/{CONTENT_SEQUENCE}"] = strongest[CONTENT_SEQUENCE]
         classes[uid] = {
             "name": name,
             "type_1": sorted(key for key, value in strongest.items() if value == "1"),
