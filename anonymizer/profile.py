@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -151,13 +151,13 @@ class Policy:
 
     @property
     def shifts_dates(self) -> bool:
-        """Whether dates move by the patient's shift."""
-        return Option.RETAIN_MODIFIED_DATES in self.options
+        """Whether a patient's dates move, where any stay."""
+        return Option.RETAIN_FULL_DATES not in self.options
 
-    @property
+    @cached_property
     def temporal_information(self) -> str:
         """Longitudinal Temporal Information Modified (0028,0303), PS3.3 C.12.1."""
-        if self.shifts_dates:
+        if Action.SHIFT.value in self.codes.values():
             return "MODIFIED"
         return "UNMODIFIED" if Option.RETAIN_FULL_DATES in self.options else "REMOVED"
 
@@ -226,16 +226,17 @@ def with_recipe_actions(
     additions: Mapping[int, str],
 ) -> Policy:
     """``policy`` with a site's own actions laid over it, and the options that they amount to."""
-    kept = {tag for tag, action in actions.items() if action in (Action.KEEP, Action.CAP_AGE)}
+    keeping = (Action.KEEP, Action.CAP_AGE, Action.CLEAN)
+    kept = {tag for tag, action in actions.items() if action in keeping}
+    claims = {*policy.methods, *_claimed_options(kept)} - {BASIC_METHOD}
+    if Action.SHIFT in actions.values():
+        claims.add(Option.RETAIN_MODIFIED_DATES.method)
     return replace(
         policy,
         codes={**policy.codes, **{tag: action.value for tag, action in actions.items()}},
         constants=dict(constants),
         additions=dict(additions),
-        methods=(
-            BASIC_METHOD,
-            *sorted({*policy.methods, *_claimed_options(kept)} - {BASIC_METHOD}),
-        ),
+        methods=(BASIC_METHOD, *sorted(claims)),
         retained=policy.retained - actions.keys(),
     )
 

@@ -50,7 +50,7 @@ def test_what_cannot_be_carried_out_stops_the_start(names: list[str], cause: str
     """Unknown, contradictory or unbuilt options are errors, in the library and in the node."""
     with pytest.raises(RecipeError, match=cause):
         profile_with(options_named(names))
-    with pytest.raises(BadSettings, match="deidentify.options"):
+    with pytest.raises(BadSettings, match=r"deidentify\.options"):
         policy_with(Deidentify(options=tuple(names)))
 
 
