@@ -83,7 +83,7 @@ def options_named(names: Iterable[str]) -> frozenset[Option]:
     Raises
     ------
     RecipeError
-        A name is not an option's, two contradict each other, or one cannot be carried out.
+        A name is not an option's, or two contradict each other.
     """
     known = {option.value: option for option in Option}
     chosen = set()
@@ -103,18 +103,12 @@ def checked_options(options: Iterable[Option]) -> frozenset[Option]:
     Raises
     ------
     RecipeError
-        Full and modified dates at once, or cleaning of pixels, which nothing here does.
+        Full and modified dates at once.
     """
     chosen = frozenset(options)
     if chosen >= DATE_OPTIONS:
         raise RecipeError(
             "Full dates and modified dates cannot both be retained",
             remedy="Choose one of the two options.",
-        )
-    if Option.CLEAN_PIXEL_DATA in chosen:
-        raise RecipeError(
-            "The option clean-pixel-data is not part of the profile: no rule about attributes "
-            "cleans pixels",
-            remedy="Leave it out; images that may show text are held for a person.",
         )
     return chosen

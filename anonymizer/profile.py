@@ -166,6 +166,12 @@ class Policy:
         """SHA-256 over everything that decides an output, as 64 hexadecimal digits."""
         return _digest(self)
 
+    @cached_property
+    def with_clean_pixels(self) -> Policy:
+        """The same policy for an image whose pixels were cleaned, which it claims (113101)."""
+        methods = {*self.methods, Option.CLEAN_PIXEL_DATA.method} - {BASIC_METHOD}
+        return replace(self, methods=(BASIC_METHOD, *sorted(methods)))
+
     def for_sop_class(self, sop_class_uid: str) -> ClassPolicy:
         """The policy with every compound code resolved.
 
@@ -211,7 +217,11 @@ def profile_with(options: frozenset[Option]) -> Policy:
     codes.update(dict.fromkeys(CODED_ENTRY, Action.KEEP.value))
     return Policy(
         codes=codes,
-        methods=(BASIC_METHOD, *sorted(option.method for option in options)),
+        # Clean pixels are claimed by the images that were cleaned: Policy.with_clean_pixels.
+        methods=(
+            BASIC_METHOD,
+            *sorted(option.method for option in options - {Option.CLEAN_PIXEL_DATA}),
+        ),
         options=options,
         retained=frozenset(retained),
         safe_private=_safe_private() if Option.RETAIN_SAFE_PRIVATE in options else {},

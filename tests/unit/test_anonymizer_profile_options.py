@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 from anonymizer import PseudonymKeys, deidentify_instance
 from anonymizer.descriptors import cleaned_text
@@ -19,7 +22,7 @@ from anonymizer.private import safe_private_elements
 from anonymizer.profile import PrivateAttribute, basic_policy, profile_with
 from node.settings import BadSettings, Deidentify
 from node.wiring import policy_with
-from tests.identified_ct import ct_bytes
+from tests.identified_ct import ct_bytes, ct_instance, part10
 
 KEYS = PseudonymKeys.from_secret(bytes(32))
 
@@ -34,8 +37,8 @@ def test_default_is_modified_dates() -> None:
 
 def test_every_option_has_its_own_digest() -> None:
     """No two sets of options are mistaken for each other in the audit."""
-    sets = [frozenset({option}) for option in Option if option is not Option.CLEAN_PIXEL_DATA]
-    assert len({profile_with(options).digest for options in (*sets, frozenset())}) == 11
+    sets = [frozenset({option}) for option in Option]
+    assert len({profile_with(options).digest for options in (*sets, frozenset())}) == 12
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,6 @@ def test_every_option_has_its_own_digest() -> None:
     [
         (["retain-everything"], "no de-identification option 'retain-everything'"),
         (["retain-longitudinal-full-dates", "retain-longitudinal-modified-dates"], "cannot both"),
-        (["clean-pixel-data"], "clean-pixel-data"),
     ],
 )
 def test_what_cannot_be_carried_out_stops_the_start(names: list[str], cause: str) -> None:
@@ -54,10 +56,34 @@ def test_what_cannot_be_carried_out_stops_the_start(names: list[str], cause: str
         policy_with(Deidentify(options=tuple(names)))
 
 
-def test_node_refuses_original_uids() -> None:
-    """The compute zone never sees one, so the node does not take the option."""
-    with pytest.raises(BadSettings, match="retain-uids"):
-        policy_with(Deidentify(options=("retain-uids",)))
+@pytest.mark.parametrize("name", ["retain-uids", "clean-pixel-data"])
+def test_node_refuses_what_needs_a_person_or_shows_uids(name: str) -> None:
+    """The compute zone never sees an original UID; blanked pixels are for a person to judge."""
+    with pytest.raises(BadSettings, match=r"retain-uids|clean pixels"):
+        policy_with(Deidentify(options=(name,)))
+
+
+def test_clean_pixels_are_claimed_by_what_was_cleaned_only() -> None:
+    """113101 stands in no output whose pixels nobody touched."""
+    policy = profile_with(frozenset({Option.CLEAN_PIXEL_DATA}))
+    assert "113101" not in dict(policy.methods)
+    assert list(dict(policy.with_clean_pixels.methods)) == ["113100", "113101"]
+    assert policy.with_clean_pixels is policy.with_clean_pixels
+
+
+def test_command_cleans_pixels_with_a_preview_or_holds_the_image(tmp_path: Path) -> None:
+    """Without --previews it does not start; an image without readable text stays held."""
+    source, previews = tmp_path / "in", tmp_path / "previews"
+    source.mkdir()
+    (source / "blank").write_bytes(ct_bytes(BurnedInAnnotation="YES", size=64))
+    command = [sys.executable, "-m", "anonymizer", str(source), str(tmp_path / "out")]
+    command += ["--option", "clean-pixel-data"]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 2
+    command += ["--previews", str(previews)]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "BurnedInText" in run.stdout or "OcrUnavailable" in run.stdout
+    assert not (tmp_path / "out").exists()
 
 
 def test_command_takes_options_and_keeps_no_vault_for_original_uids(tmp_path: Path) -> None:
@@ -124,3 +150,25 @@ def test_safe_private_needs_creator_vr_and_form(vr: str, value: bytes, stays: bo
     other = Element(0x00190011, "LO", b"SOMEBODY")
     assert safe_private_elements([other, element], safe) == []
     assert safe_private_elements([element], safe) == []
+
+
+@pytest.mark.skipif(shutil.which("tesseract") is None, reason="needs tesseract")
+def test_command_blanks_what_is_written_in_the_pixels(tmp_path: Path) -> None:
+    """The name in the pixels is gone, the output claims it, a picture is there to look at."""
+    picture = Image.new("L", (384, 256))
+    font = ImageFont.load_default(size=32)
+    ImageDraw.Draw(picture).text((20, 30), "FEATHERSTONE 774411", fill=255, font=font)
+    ds = ct_instance(size=256, BurnedInAnnotation="YES")
+    ds.Columns = 384
+    ds.PixelData = (np.asarray(picture).astype(np.uint16) * 16).tobytes()
+    source, out, previews = tmp_path / "in", tmp_path / "out", tmp_path / "previews"
+    source.mkdir()
+    (source / "a").write_bytes(part10(ds))
+    command = [sys.executable, "-m", "anonymizer", str(source), str(out)]
+    command += ["--option", "clean-pixel-data", "--previews", str(previews)]
+    subprocess.run(command, check=True, capture_output=True)
+    cleaned = pydicom.dcmread(next(out.rglob("*.dcm")))
+    assert (cleaned.pixel_array[20:80, 10:380] == cleaned.pixel_array[0, 0]).mean() > 0.99
+    codes = [item.CodeValue for item in cleaned.DeidentificationMethodCodeSequence]
+    assert codes == ["113100", "113101"]
+    assert [path.stem for path in previews.iterdir()] == [cleaned.SOPInstanceUID]
