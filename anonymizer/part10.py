@@ -22,6 +22,7 @@ from typing import cast
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.filereader import read_dataset
 from pydicom.uid import (
     UID,
@@ -52,7 +53,8 @@ _UNREADABLE_SYNTAXES = frozenset({"1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4
 # What pydicom and the standard library raise on damaged input. Their messages quote values, so
 # they are never passed on.
 DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OSError,
-          NotImplementedError, RecursionError, OverflowError, struct.error, zlib.error)  # fmt: skip
+          NotImplementedError, RecursionError, OverflowError, struct.error, zlib.error,
+          BytesLengthException)  # fmt: skip
 
 
 @dataclass(frozen=True)
