@@ -16,6 +16,7 @@ that know nothing of templates.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,6 @@ from anonymizer.part10 import (
     SOP_INSTANCE_UID,
     SPECIFIC_CHARACTER_SET,
     Instance,
-    ascii_text,
     file_meta,
     header_bytes,
     plain_syntax,
@@ -97,6 +97,8 @@ DECISIVE_TAGS = PIXEL_JUDGEMENT_TAGS | WRITTEN_TAGS | NUMBER_TAGS | frozenset({
     PIXEL_REPRESENTATION,
     0x00280002, 0x00280004, 0x00280008, 0x00280010, 0x00280011, 0x00280100,  # frame size
 })  # fmt: skip
+
+_ONE_UID = re.compile(rb"[0-9.]{1,64}\0?")
 
 
 class Deidentifier:
@@ -152,13 +154,14 @@ def deidentify_series(
 
 
 class Simple(NamedTuple):
-    """An attribute that goes, or stays if it is a number, whoever the patient is."""
+    """An attribute that goes, stays if it is a number, or is one UID."""
 
     header: bytes
     """Tag and VR as they stand in the file."""
     length_bytes: int
     vr: str
-    stays: bool
+    action: Action
+    """REMOVE, KEEP or UID."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ class Template:
     """Private attributes that vary and stayed in the instance that this was learned from."""
     texts: tuple[bytes, ...] = field(repr=False)
     simple: Mapping[int, Simple]
-    """Of what varies, that which goes or stays whoever the patient is."""
+    """Of what varies, that which can be settled without knowing more of the patient."""
     numbers: frozenset[bytes] = field(repr=False)
     """Identifiers that could be a number's whole value."""
 
@@ -207,16 +210,15 @@ class Template:
         syntax, start = plain_syntax(data)
         if syntax != self.syntax:
             return None
-        matched = self._matched(data, start)
+        patient = _again(self.patient)
+        matched = self._matched(data, start, patient)
         if matched is None:
             return None
-        varying, written, end = matched
+        varying, written, uid, end = matched
         implicit = self.implicit
         pixel_data = pixel_elements(data, end, self.values, implicit=implicit, big_endian=False)
-        uid = next((ascii_text(one.value) for one in varying if one.tag == SOP_INSTANCE_UID), "")
         if not pixel_data or not uid:
             return None
-        patient = _again(self.patient)
         treated = self._treated(varying, patient)
         if treated is None:
             return None
@@ -253,15 +255,15 @@ class Template:
         )
 
     def _matched(
-        self, data: bytes, position: int
-    ) -> tuple[list[Element], dict[int, bytes], int] | None:
-        """What varies, if all else recurs, and the position of the pixel data.
+        self, data: bytes, position: int, patient: Patient
+    ) -> tuple[list[Element], dict[int, bytes], str, int] | None:
+        """What varies, SOP Instance UID and position of the pixel data, if all else recurs.
 
-        What varies comes as elements still to be treated, and as bytes that stay as they are.
+        What varies comes as elements still to be treated, and as bytes ready to be written.
         """
-        implicit = self.implicit
         varying: list[Element] = []
         written: dict[int, bytes] = {}
+        sop_instance_uid = ""
         for step in self.input:
             if isinstance(step, bytes):
                 if not data.startswith(step, position):
@@ -269,13 +271,16 @@ class Template:
                 position += len(step)
                 continue
             simple = self.simple.get(step)
-            end = self._end_of_simple(data, position, simple) if simple is not None else 0
-            if simple is not None and end:
-                if simple.stays:
-                    written[step] = data[position:end]
-                position = end
-                continue
-            element, position = scan_element(data, position, implicit=implicit)
+            if simple is not None:
+                end, output = self._settled(data, position, simple, patient)
+                if end:
+                    written[step] = output
+                    if step == SOP_INSTANCE_UID:
+                        start = position + 8
+                        sop_instance_uid = data[start:end].rstrip(b"\0").decode("ascii")
+                    position = end
+                    continue
+            element, position = scan_element(data, position, implicit=self.implicit)
             tag, vr, value = element
             if tag != step:
                 return None
@@ -284,29 +289,37 @@ class Template:
             if tag & 0xFFFF:
                 varying.append(element)
         group = int.from_bytes(data[position : position + 2], "little")
-        return (varying, written, position) if group >= 0x7FE0 else None
+        return (varying, written, sop_instance_uid, position) if group >= 0x7FE0 else None
 
-    def _end_of_simple(self, data: bytes, position: int, simple: Simple) -> int:
-        """Where the element ends, if it may be dropped, or copied as it is; else 0."""
-        header, length_bytes, vr, stays = simple
-        if not data.startswith(header, position):
-            return 0
-        length_at = position + len(header)
-        start = length_at + length_bytes
-        length = int.from_bytes(data[length_at:start], "little")
+    def _settled(
+        self, data: bytes, position: int, simple: Simple, patient: Patient
+    ) -> tuple[int, bytes]:
+        """Where the element ends, and what becomes of it; (0, b"") if that is not so simple."""
+        header, length_bytes, vr, action = simple
+        start = position + len(header) + length_bytes
+        length = int.from_bytes(data[start - length_bytes : start], "little")
         end = start + length
-        if length >= 0x4141 or end > len(data):  # no number; perhaps a VR, or an undefined length
-            return 0
-        if not stays:
-            return end
+        # So great a length is no number's: perhaps a VR, or an undefined length.
+        if length >= 0x4141 or end > len(data) or not data.startswith(header, position):
+            return 0, b""
+        if action is Action.REMOVE:
+            return end, b""
         value = data[start:end]
+        if action is Action.UID:
+            if not _ONE_UID.fullmatch(value):
+                return 0, b""
+            new = patient.pseudonym_of_uid(value.rstrip(b"\0").decode("ascii")).encode("ascii")
+            new += b"\0" * (len(new) & 1)
+            return end, b"".join((header, len(new).to_bytes(length_bytes, "little"), new))
         if length % 2 or not stays_as_it_is(vr, value):
-            return 0
-        if vr in NUMBER_VRS and not self.numbers.isdisjoint(
-            [part.strip(b"\0 ") for part in value.split(b"\\")]
+            return 0, b""
+        if (
+            vr in NUMBER_VRS
+            and self.numbers
+            and not self.numbers.isdisjoint([part.strip(b"\0 ") for part in value.split(b"\\")])
         ):
-            return 0
-        return end
+            return 0, b""
+        return end, data[position:end]
 
     def _treated(self, varying: list[Element], patient: Patient) -> list[Element] | None:
         """What varies as it may leave, unless it changes what must be looked for."""
@@ -414,7 +427,7 @@ def _simple_ones(
     simple: dict[int, Simple] = {}
     for tag, vr, value in elements:
         entry = DicomDictionary.get(tag)
-        if tag not in may_vary or tag == SOP_INSTANCE_UID or tag in NUMBER_TAGS:
+        if tag not in may_vary or tag in NUMBER_TAGS:
             continue
         if isinstance(value, list) or (entry and entry[0] in ("DA", "DT", "PN", "SQ")):
             continue
@@ -422,11 +435,15 @@ def _simple_ones(
             action = Action.KEEP if policy.safe_private else Action.REMOVE
         else:
             action = policy.action(0, tag)
-        stays = action is Action.KEEP and has_dictionary_vr(tag, vr)
-        if stays or action is Action.REMOVE:
+        known = has_dictionary_vr(tag, vr)
+        if (
+            action is Action.REMOVE
+            or (action is Action.KEEP and known)
+            or (action is Action.UID and known and vr == "UI")
+        ):
             header = element_header(tag, vr, 0, implicit)
             length_bytes = 4 if implicit or vr in LONG_VRS else 2
-            simple[tag] = Simple(header[:-length_bytes], length_bytes, vr, stays)
+            simple[tag] = Simple(header[:-length_bytes], length_bytes, vr, action)
     return simple
 
 

@@ -26,16 +26,53 @@ BIRTH_DATE, STUDY_DATE, SERIES_DATE = "19470812", "20230517", "20230518"
 DATES = (BIRTH_DATE, STUDY_DATE, SERIES_DATE)
 SIZE = 512
 
-LISTED = """InstitutionName InstitutionAddress ReferringPhysicianName ReferringPhysicianAddress
-ReferringPhysicianTelephoneNumbers StationName StudyDescription SeriesDescription
-InstitutionalDepartmentName PhysiciansOfRecord PerformingPhysicianName NameOfPhysiciansReadingStudy
-OperatorsName AdmittingDiagnosesDescription DerivationDescription PatientName PatientID
-IssuerOfPatientID OtherPatientIDs OtherPatientNames PatientBirthName PatientMotherBirthName
-MilitaryRank PatientAddress MedicalRecordLocator MedicalAlerts Allergies CountryOfResidence
-RegionOfResidence PatientTelephoneNumbers EthnicGroup Occupation AdditionalPatientHistory
-PatientReligiousPreference PatientComments DeviceSerialNumber ProtocolName StudyID AccessionNumber
-ImageComments RequestingPhysician RequestingService RequestedProcedureDescription AdmissionID
-PerformedProcedureStepDescription""".split()
+LISTED = (
+    "InstitutionName",
+    "InstitutionAddress",
+    "ReferringPhysicianName",
+    "ReferringPhysicianAddress",
+    "ReferringPhysicianTelephoneNumbers",
+    "StationName",
+    "StudyDescription",
+    "SeriesDescription",
+    "InstitutionalDepartmentName",
+    "PhysiciansOfRecord",
+    "PerformingPhysicianName",
+    "NameOfPhysiciansReadingStudy",
+    "OperatorsName",
+    "AdmittingDiagnosesDescription",
+    "DerivationDescription",
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "OtherPatientIDs",
+    "OtherPatientNames",
+    "PatientBirthName",
+    "PatientMotherBirthName",
+    "MilitaryRank",
+    "PatientAddress",
+    "MedicalRecordLocator",
+    "MedicalAlerts",
+    "Allergies",
+    "CountryOfResidence",
+    "RegionOfResidence",
+    "PatientTelephoneNumbers",
+    "EthnicGroup",
+    "Occupation",
+    "AdditionalPatientHistory",
+    "PatientReligiousPreference",
+    "PatientComments",
+    "DeviceSerialNumber",
+    "ProtocolName",
+    "StudyID",
+    "AccessionNumber",
+    "ImageComments",
+    "RequestingPhysician",
+    "RequestingService",
+    "RequestedProcedureDescription",
+    "AdmissionID",
+    "PerformedProcedureStepDescription",
+)
 IN_LISTED_SEQUENCE = {
     "RequestAttributesSequence": """RequestedProcedureDescription RequestedProcedureID
         ScheduledProcedureStepDescription ScheduledProcedureStepID""",
