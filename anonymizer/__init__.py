@@ -17,16 +17,17 @@ from anonymizer.deidentify import (
     DeidentifiedInstance,
     OriginalIdentity,
     deidentify_instance,
-    deidentify_series,
 )
 from anonymizer.keys import PseudonymKeys, create_key_file, read_key_file, read_or_create_key_file
 from anonymizer.profile import Policy, basic_policy
 from anonymizer.recipe import apply_recipe
 from anonymizer.reidentify import check_released, reidentify_object
+from anonymizer.series import Deidentifier, deidentify_series
 from anonymizer.vault import FolderRecords, Keyring, RecordStore, Vault
 
 __all__ = [
     "Crosswalk",
+    "Deidentifier",
     "DeidentifiedInstance",
     "FolderRecords",
     "Keyring",

@@ -17,9 +17,10 @@ from rich.table import Table
 
 from anonymizer.crosswalk import Crosswalk
 from anonymizer.deidentify import DeidentifiedInstance, OriginalIdentity, deidentify_instance
-from anonymizer.errors import AnonymizerError
+from anonymizer.errors import AnonymizerError, BurnedInText, RecipeError
 from anonymizer.keys import PseudonymKeys, random_secret, read_or_create_key_file
-from anonymizer.profile import basic_policy
+from anonymizer.options import DEFAULT_OPTIONS, Option, options_named
+from anonymizer.profile import Policy, profile_with
 from anonymizer.recipe import apply_recipe
 from anonymizer.vault import FolderRecords, Keyring, Vault
 
@@ -36,7 +37,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
-    policy = basic_policy()
+    chosen = options.option or [option.value for option in DEFAULT_OPTIONS]
+    policy = profile_with(options_named(chosen))
+    if policy.retains_uids and options.vault:
+        raise RecipeError(
+            "With retain-uids there is no way back to seal: the UIDs are the original ones",
+            remedy="Leave out --vault or the option.",
+        )
+    if (Option.CLEAN_PIXEL_DATA in policy.options) != (options.previews is not None):
+        raise RecipeError(
+            "clean-pixel-data and --previews go together: somebody has to look at what was blanked",
+            remedy="Give both, or neither.",
+        )
     if options.recipe:
         policy = apply_recipe(policy, options.recipe)
     secret = read_or_create_key_file(options.key) if options.key else random_secret()
@@ -47,7 +59,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     files = sorted(path for path in options.input.rglob("*") if path.is_file())
     for path in track(files, "De-identifying", console=console):
         try:
-            result = deidentify_instance(path, policy, keys)
+            result = _deidentified(path, policy, keys, options.previews)
         except AnonymizerError as error:
             causes[type(error).__name__, str(error)] += 1
             continue
@@ -61,6 +73,23 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     passed = sum(map(len, series.values()))
     Console().print(_table(passed, len(series), causes, policy.digest))
     return 0 if passed == len(files) else 1
+
+
+def _deidentified(
+    path: Path, policy: Policy, keys: PseudonymKeys, previews: Path | None
+) -> DeidentifiedInstance:
+    """The instance; one held for its pixels is cleaned where there is a folder for previews."""
+    try:
+        return deidentify_instance(path, policy, keys)
+    except BurnedInText:
+        if previews is None:
+            raise
+    from anonymizer.pixel_cleaning import deidentify_with_clean_pixels
+
+    result, cleaned = deidentify_with_clean_pixels(path.read_bytes(), policy, keys)
+    previews.mkdir(parents=True, exist_ok=True)
+    (previews / f"{result.sop_instance_uid}.png").write_bytes(cleaned.preview_png)
+    return result
 
 
 def _write(folder: Path, result: DeidentifiedInstance) -> None:
@@ -97,6 +126,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("input", type=Path, metavar="IN", help="folder with DICOM instances")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder to write to")
+    parser.add_argument(
+        "--option",
+        action="append",
+        metavar="NAME",
+        help="an option of PS3.15 E.3, again for each; without any: "
+        f"{Option.RETAIN_MODIFIED_DATES.value}. One of: "
+        + ", ".join(option.value for option in Option),
+    )
+    parser.add_argument(
+        "--previews",
+        type=Path,
+        metavar="DIR",
+        help="with clean-pixel-data: pictures of what was blanked, before and after; "
+        "they show the patient",
+    )
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="the site's own rules (*.deid)")
     parser.add_argument(
         "--key",

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import assert_never
 
 from pydicom._dicom_dict import DicomDictionary
 
 from anonymizer.dates import cap_age, shift_date, shift_date_time
+from anonymizer.descriptors import cleaned_text
 from anonymizer.encoding import WORD_BYTES, Element
 from anonymizer.identity import Identifiers
 from anonymizer.part10 import SPECIFIC_CHARACTER_SET, decode_text
+from anonymizer.private import safe_private_elements
 from anonymizer.profile import CODED_ENTRY, PATIENT_NAME, TEXT_VRS, Action, ClassPolicy
 from anonymizer.uids import pseudonymous_uid
 
@@ -29,6 +32,13 @@ _VALUE_FORMS = {
     "TM": re.compile(rb"\d{2}:?(\d{2}:?(\d{2}(\.\d{1,6})?)?)?"),
     "UI": re.compile(rb"[0-9.]{1,64}"),
 }
+# Values of which a whole attribute consists of nothing but numbers, times or words of binary.
+NUMBER_VRS = frozenset({"DS", "IS", "TM"})
+_NUMBERS = {
+    vr: re.compile(rb"(?:%b) *(?:\\(?:%b) *)*" % (form.pattern, form.pattern))
+    for vr, form in _VALUE_FORMS.items()
+    if vr in NUMBER_VRS
+}
 # Stands in for a removed value where the IOD demands one; says nothing about anybody.
 _DUMMIES = {
     "AS": b"000Y", "CS": b"ANON", "DA": b"19000101", "DS": b"0", "DT": b"19000101000000",
@@ -38,11 +48,15 @@ IMAGE_TYPES = frozenset({
     "ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "LOCALIZER", "MPR", "VOLUME", "HELICAL",
     "REFORMATTED", "AVERAGE", "MAXIMUM", "MINIMUM", "STATIC", "DYNAMIC", "GATED", "IMAGE", "OTHER",
     "NONE", "M", "P", "R", "I",
+    # PS3.3 C.8.15.3.1 and C.8.13.3.1: values 3 and 4 in enhanced images
+    "ANGIO", "DIFFUSION", "FLUOROSCOPY", "MOTION", "PERFUSION", "REST", "STRESS", "ADC", "MTT",
+    "RCBF", "RCBV", "TTP", "MASKED", "MEAN", "RESAMPLED", "SUBTRACTION", "MIXED",
 })  # fmt: skip
 # Attributes whose values are one of a closed list (PS3.3 C.7.6.1.1.2, C.7.6.3.1.2 ...): a
 # patient called Primary is not given away by a primary image.
 CLOSED_LISTS = {
     0x00080008: IMAGE_TYPES,
+    0x00089007: IMAGE_TYPES,
     0x00080060: frozenset(["CT", "MR", "CR", "DX", "PT", "SEG"]),
     0x00080068: frozenset(("FOR PRESENTATION", "FOR PROCESSING")),
     0x00280004: frozenset(("MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR")),
@@ -79,6 +93,8 @@ class Patient:
     """Original instance UID to pseudonymous UID."""
     dates: dict[str, str] = field(default_factory=dict, repr=False)
     """Original date to shifted date, both YYYYMMDD."""
+    retains_uids: bool = False
+    """Whether instance UIDs stay (PS3.15 E.3.9): then each is its own pseudonym."""
 
     @property
     def name(self) -> str:
@@ -87,6 +103,8 @@ class Patient:
 
     def pseudonym_of_uid(self, uid: str) -> str:
         """The pseudonymous UID, remembered for the crosswalk."""
+        if self.retains_uids:
+            return uid
         known = self.uids.get(uid)
         if known is None:
             known = pseudonymous_uid(uid, self.uid_key)
@@ -107,7 +125,10 @@ def treat_elements(
         if element.tag == SPECIFIC_CHARACTER_SET and isinstance(element.value, bytes):
             character_set = element.value
     treated = (treat(element, policy, patient, parent, character_set) for element in elements)
-    return [element for element in treated if element is not None]
+    return [
+        *(element for element in treated if element is not None),
+        *safe_private_elements(elements, policy.safe_private),
+    ]
 
 
 def treat(
@@ -115,7 +136,7 @@ def treat(
 ) -> Element | None:
     """One element as it may leave, or None."""
     tag, vr, value = element
-    if tag >> 16 & 1 or not _has_dictionary_vr(tag, vr):
+    if tag >> 16 & 1 or not has_dictionary_vr(tag, vr):
         return None
     action = policy.action(parent, tag)
     if action is Action.REMOVE:
@@ -141,9 +162,24 @@ def treat(
         return Element(tag, vr, _shifted(vr, value, patient))
     if action is Action.CAP_AGE:
         return Element(tag, vr, (cap_age(value.decode("latin-1")) or "").encode("ascii"))
+    if action is Action.CLEAN:
+        text = cleaned_text(decode_text(value, character_set, vr))
+        if not text and policy.attribute_type(parent, tag) == 3:
+            return None
+        element = Element(tag, vr, text.encode("utf-8") or dummy(vr))
+        return _kept(element, policy, patient, parent, b"ISO_IR 192")
     if action is Action.KEEP or action is Action.WALK:
         return _kept(element, policy, patient, parent, character_set)
     assert_never(action)
+
+
+def stays_as_it_is(vr: str, value: bytes) -> bool:
+    """Whether a value under ``KEEP`` is sure to stay, byte for byte, whoever the patient is."""
+    form = _NUMBERS.get(vr)
+    if form is not None:
+        return form.fullmatch(value) is not None
+    width = WORD_BYTES.get(vr)
+    return width is not None and bool(value) and len(value) % width == 0
 
 
 def dummy(vr: str) -> bytes:
@@ -151,7 +187,8 @@ def dummy(vr: str) -> bytes:
     return _DUMMIES.get(vr, b"ANON" if vr in TEXT_VRS else b"")
 
 
-def _has_dictionary_vr(tag: int, vr: str) -> bool:
+@lru_cache(maxsize=8192)
+def has_dictionary_vr(tag: int, vr: str) -> bool:
     """Whether ``vr`` is one that PS3.6 allows; a disguised value is not looked at further."""
     entry = DicomDictionary.get(tag)
     return entry is not None and vr in entry[0].split(" or ")

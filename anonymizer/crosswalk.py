@@ -78,12 +78,12 @@ class Crosswalk:
     @property
     def pseudonymous_study_instance_uid(self) -> str:
         """The name of the study outside, under which the vault keeps it."""
-        return self.uids[self.study_instance_uid]
+        return self.uids.get(self.study_instance_uid, self.study_instance_uid)
 
     @property
     def pseudonymous_series_instance_uid(self) -> str:
         """The name of the series outside."""
-        return self.uids[self.series_instance_uid]
+        return self.uids.get(self.series_instance_uid, self.series_instance_uid)
 
     @cached_property
     def originals(self) -> Mapping[str, str]:

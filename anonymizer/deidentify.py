@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from anonymizer.actions import (
 from anonymizer.dates import shift_days_for
 from anonymizer.encoding import Element
 from anonymizer.errors import BurnedInText, Unreadable, Unsupported
-from anonymizer.identity import identifiers_of, leaves
+from anonymizer.identity import Identifiers, identifiers_of, leaves
 from anonymizer.keys import PseudonymKeys
 from anonymizer.part10 import (
     SPECIFIC_CHARACTER_SET,
@@ -39,7 +39,7 @@ from anonymizer.part10 import (
     read_instance,
     write_instance,
 )
-from anonymizer.pixels import burned_in_risk, is_drawn
+from anonymizer.pixels import WITHOUT_PIXELS, burned_in_risk, is_drawn
 from anonymizer.profile import (
     PATIENT_ID,
     PATIENT_NAME,
@@ -55,7 +55,7 @@ SERIES_INSTANCE_UID = 0x0020000E
 FRAME_OF_REFERENCE_UID = 0x00200052
 ISSUER_OF_PATIENT_ID = 0x00100021
 # Read by burned_in_risk, which takes a Dataset.
-_PIXEL_JUDGEMENT_TAGS = frozenset({
+PIXEL_JUDGEMENT_TAGS = frozenset({
     0x00080008, 0x00080016, 0x00080064, 0x00280004, 0x00280301, 0x00280302,
 })  # fmt: skip
 
@@ -84,13 +84,20 @@ class OriginalIdentity:
 class DeidentifiedInstance:
     """A de-identified instance and, apart from it, what it was made from."""
 
-    data: bytes = field(repr=False)
-    """DICOM Part 10 bytes."""
+    header: bytes = field(repr=False)
+    """DICOM Part 10 bytes up to the pixel data."""
+    pixel_data: bytes | memoryview = field(repr=False)
+    """The rest of them; where nothing had to change, a view of the input."""
     sop_instance_uid: str
     """Pseudonymous, like all UIDs here."""
     series_instance_uid: str
     study_instance_uid: str
     original: OriginalIdentity
+
+    @property
+    def data(self) -> bytes:
+        """DICOM Part 10 bytes. A copy: ``writelines((header, pixel_data))`` does without it."""
+        return b"".join((self.header, self.pixel_data))
 
 
 def deidentify_instance(
@@ -106,28 +113,31 @@ def deidentify_instance(
         The pixels may show the patient, or an identifier survived.
     """
     data = source.read_bytes() if isinstance(source, Path) else source
-    instance = read_instance(data, pixels_required=False)
-    class_policy = _class_policy(instance, policy)
-    _refuse_unknown_character_sets(instance.elements)
-    patient = _patient(instance, keys)
+    return deidentified(read_instance(data, pixels_required=False), policy, keys)
+
+
+def deidentified(instance: Instance, policy: Policy, keys: PseudonymKeys) -> DeidentifiedInstance:
+    """:func:`deidentify_instance` for an instance that has been read."""
+    class_policy = class_policy_for(instance, policy)
+    refuse_unknown_character_sets(instance.elements)
+    patient = patient_of(instance.elements, policy, keys)
     elements = treat_elements(instance.elements, class_policy, patient, parent=0, character_set=b"")
-    elements = _with_written_elements(elements, policy, patient)
-    original = _original(instance, patient, policy)
+    elements = with_written_elements(elements, policy, patient)
+    original = original_identity(instance, patient, policy)
     sop_instance_uid = patient.pseudonym_of_uid(instance.sop_instance_uid)
-    output = write_instance(
+    header = write_instance(
         elements,
         sop_class_uid=instance.sop_class_uid,
         sop_instance_uid=sop_instance_uid,
         transfer_syntax_uid=instance.transfer_syntax_uid,
-        pixel_data=instance.pixel_data,
     )
-    # A date that is also what another date became cannot be told from it.
-    identifiers = patient.identifiers.with_uids(patient.uids).without_dates(patient.dates.values())
-    verify_deidentified(output, identifiers, patient.pseudonym)
+    identifiers = residual_identifiers(patient)
+    verify_deidentified(header, identifiers, patient.pseudonym)
     if UID(instance.transfer_syntax_uid).is_encapsulated:
         verify_fragments(instance.pixel_data, identifiers)
     return DeidentifiedInstance(
-        data=output,
+        header=header,
+        pixel_data=instance.pixel_data,
         sop_instance_uid=sop_instance_uid,
         series_instance_uid=patient.pseudonym_of_uid(original.series_instance_uid),
         study_instance_uid=patient.pseudonym_of_uid(original.study_instance_uid),
@@ -135,29 +145,29 @@ def deidentify_instance(
     )
 
 
-def _class_policy(instance: Instance, policy: Policy) -> ClassPolicy:
+def residual_identifiers(patient: Patient) -> Identifiers:
+    """What must not be found in the output, once all elements are treated.
+
+    A date that is also what another date became cannot be told from it.
+    """
+    return patient.identifiers.with_uids(patient.uids).without_dates(patient.dates.values())
+
+
+def class_policy_for(instance: Instance, policy: Policy) -> ClassPolicy:
     """The rules for this instance, if there are any and its pixels are above suspicion."""
     reason = burned_in_risk(_judged_dataset(instance))
     held = BurnedInText(f"The pixels may show the patient's identity: {reason}")
     if is_drawn(instance.sop_class_uid):
         raise held
     class_policy = policy.for_sop_class(instance.sop_class_uid)
-    if not instance.pixel_data:
+    if instance.sop_class_uid in WITHOUT_PIXELS:
+        if instance.pixel_data:
+            raise Unsupported("Pixel Data (7FE0,0010) in an object of a kind that has none")
+    elif not instance.pixel_data:
         raise Unreadable("The instance ends before its Pixel Data (7FE0,0010)")
     if reason is not None:
         raise held
     return class_policy
-
-
-def deidentify_series(
-    instances: Iterable[bytes | Path], policy: Policy, keys: PseudonymKeys
-) -> Iterator[DeidentifiedInstance]:
-    """De-identify instances one after the other, none kept in memory.
-
-    Collect ``result.original`` with :meth:`anonymizer.crosswalk.Crosswalk.collect`.
-    """
-    for instance in instances:
-        yield deidentify_instance(instance, policy, keys)
 
 
 def patient_key(elements: Iterable[Element]) -> str:
@@ -182,24 +192,30 @@ def patient_pseudonym(patient: str, key: bytes) -> str:
     return "ANON-" + digest[:8].hex().upper()
 
 
-def _refuse_unknown_character_sets(elements: Iterable[Element]) -> None:
+def refuse_unknown_character_sets(elements: Iterable[Element]) -> None:
     """A name that cannot be read cannot be searched for."""
-    for element, _ in leaves(elements, b""):
-        if element.tag == SPECIFIC_CHARACTER_SET and isinstance(element.value, bytes):
-            terms = element.value.decode("latin-1").split("\\")
+    for tag, _, value in elements:
+        if isinstance(value, list):
+            if not tag >> 16 & 1:  # private sequences go unread
+                for item in value:
+                    refuse_unknown_character_sets(item)
+        elif tag == SPECIFIC_CHARACTER_SET:
+            terms = value.decode("latin-1").split("\\")
             if any(term.strip("\0 ") not in python_encoding for term in terms):
                 raise Unsupported("A term of SpecificCharacterSet (0008,0005) is not DICOM's")
 
 
-def _patient(instance: Instance, keys: PseudonymKeys) -> Patient:
+def patient_of(elements: list[Element], policy: Policy, keys: PseudonymKeys) -> Patient:
+    """Whom the top-level ``elements`` are about."""
     # PatientID counts only at top level: a nested one may be another patient's.
-    top = [element for element in instance.elements if isinstance(element.value, bytes)]
+    top = [element for element in elements if isinstance(element.value, bytes)]
     patient = patient_key(top)
     return Patient(
         uid_key=keys.uid,
         pseudonym=patient_pseudonym(patient, keys.patient_id),
-        shift_days=shift_days_for(patient, keys.date_shift),
-        identifiers=identifiers_of(instance.elements),
+        shift_days=shift_days_for(patient, keys.date_shift) if policy.shifts_dates else 0,
+        identifiers=identifiers_of(elements, policy.retained),
+        retains_uids=policy.retains_uids,
     )
 
 
@@ -207,7 +223,7 @@ def _judged_dataset(instance: Instance) -> Dataset:
     """The few attributes by which the pixels are judged, decoded."""
     dataset = Dataset()
     for tag, _vr, value in instance.elements:
-        if tag in _PIXEL_JUDGEMENT_TAGS and isinstance(value, bytes):
+        if tag in PIXEL_JUDGEMENT_TAGS and isinstance(value, bytes):
             terms = value.decode("latin-1").rstrip("\0 ").split("\\")
             vr = dictionary_VR(tag)
             # pydicom's complaint about a malformed value would quote it.
@@ -217,7 +233,7 @@ def _judged_dataset(instance: Instance) -> Dataset:
     return dataset
 
 
-def _with_written_elements(
+def with_written_elements(
     elements: list[Element], policy: Policy, patient: Patient
 ) -> list[Element]:
     """``elements`` with what every output states (PS3.15 E.1.1) and must have.
@@ -233,22 +249,19 @@ def _with_written_elements(
         ]
         for code, meaning in policy.methods
     ]
-    method = f"segnode PS3.15 basic, dates shifted; {policy.digest[:16]}"
+    method = f"segnode PS3.15 {policy.edition[:5]}; {policy.digest[:16]}"
     written = {
         PATIENT_NAME: Element(PATIENT_NAME, "PN", patient.name.encode("ascii")),
         PATIENT_ID: Element(PATIENT_ID, "LO", patient.pseudonym.encode("ascii")),
         0x00120062: Element(0x00120062, "CS", b"YES"),
         0x00120063: Element(0x00120063, "LO", method.encode("ascii")),
         0x00120064: Element(0x00120064, "SQ", codes),
-        0x00280303: Element(0x00280303, "CS", b"MODIFIED"),
+        0x00280303: Element(0x00280303, "CS", policy.temporal_information.encode("ascii")),
     }
     for tag, attribute_type in patient_study_attributes().items():
         if attribute_type == "2" and not any(element.tag == tag for element in elements):
             written.setdefault(tag, Element(tag, dictionary_VR(tag), b""))
-    if any(
-        isinstance(leaf.value, bytes) and leaf.vr in TEXT_VRS and not leaf.value.isascii()
-        for leaf, _ in leaves(elements, b"")
-    ):
+    if has_text_outside_ascii(elements):
         utf8 = Element(SPECIFIC_CHARACTER_SET, "CS", b"ISO_IR 192")
         written[SPECIFIC_CHARACTER_SET] = utf8
     for tag, value in policy.additions.items():
@@ -256,7 +269,19 @@ def _with_written_elements(
     return [element for element in elements if element.tag not in written] + [*written.values()]
 
 
-def _original(instance: Instance, patient: Patient, policy: Policy) -> OriginalIdentity:
+def has_text_outside_ascii(elements: Iterable[Element]) -> bool:
+    """Whether any text, at any depth, needs a character set."""
+    for _, vr, value in elements:
+        if isinstance(value, list):
+            if any(map(has_text_outside_ascii, value)):
+                return True
+        elif vr in TEXT_VRS and not value.isascii():
+            return True
+    return False
+
+
+def original_identity(instance: Instance, patient: Patient, policy: Policy) -> OriginalIdentity:
+    """The instance's part of the crosswalk, once all elements are treated."""
     top = {
         element.tag: element.value.decode("latin-1").strip("\0 ")
         for element in instance.elements

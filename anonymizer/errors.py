@@ -13,6 +13,7 @@
     │   ├── ReferenceMismatch   a reference does not resolve in the original study
     │   ├── CrosswalkMissing    the vault holds nothing for this study
     │   └── VaultError          a sealed record was altered, or its key is not here
+    ├── OcrUnavailable  tesseract is wanted and not installed
     ├── KeyFileError    a key file is missing, malformed, or readable by others
     └── RecipeError     a recipe or profile cannot be understood: nothing starts
 
@@ -91,6 +92,12 @@ class VaultError(Quarantined):
     """A sealed record was altered, moved or truncated, or its key is not in the key ring."""
 
     default_remedy = "Restore the record and its key from the backup; do not edit vault files."
+
+
+class OcrUnavailable(AnonymizerError):
+    """Text in pixels cannot be looked for: tesseract is not installed."""
+
+    default_remedy = "Install tesseract (Debian: apt-get install tesseract-ocr)."
 
 
 class KeyFileError(AnonymizerError):

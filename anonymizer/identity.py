@@ -77,6 +77,15 @@ class Identifiers:
     uids: frozenset[str] = field(repr=False)
     dates: frozenset[str] = field(repr=False)
 
+    def covers(self, other: Identifiers) -> bool:
+        """Whether everything that ``other`` holds is here too."""
+        return (
+            self.names >= other.names
+            and self.numbers >= other.numbers
+            and self.uids >= other.uids
+            and self.dates >= other.dates
+        )
+
     def without_dates(self, dates: Iterable[str]) -> Identifiers:
         """These identifiers less ``dates``: ones that also occur as somebody's shifted date."""
         return replace(self, dates=self.dates.difference(dates))
@@ -108,23 +117,32 @@ def folded_forms(text: str) -> set[str]:
     return {fold(composed), fold(composed.translate(_UMLAUTS))}
 
 
-def identifiers_of(elements: Iterable[Element]) -> Identifiers:
-    """The names, numbers and dates that ``elements`` state, at any depth."""
+def identifiers_of(
+    elements: Iterable[Element],
+    retained: frozenset[int] = frozenset(),
+    character_set: bytes = b"",
+) -> Identifiers:
+    """The names, numbers and dates that ``elements`` state, at any depth.
+
+    Values of ``retained`` attributes stay by an option, so they and equal dates are left out.
+    """
     names: set[str] = set()
     numbers: set[str] = set()
     dates: set[str] = set()
-    for element, character_set in leaves(elements, b""):
+    retained_dates: set[str] = set()
+    for element, terms in leaves(elements, character_set):
         tag, vr, value = element
         if not isinstance(value, bytes) or not value:
             continue
         entry = DicomDictionary.get(tag)
         vr = entry[0] if entry else vr  # a name under a foreign VR is a name all the same
         if vr == "PN":
-            names.update(_name_parts(value, character_set))
+            names.update(_name_parts(value, terms))
         elif vr in ("DA", "DT"):
-            dates.update(re.findall(r"(?:18|19|20)\d{6}", value.decode("latin-1")))
-        elif tag in NUMBER_TAGS:
-            text = decode_text(value, character_set, vr)
+            found = re.findall(r"(?:18|19|20)\d{6}", value.decode("latin-1"))
+            (retained_dates if tag in retained else dates).update(found)
+        elif tag in NUMBER_TAGS and tag not in retained:
+            text = decode_text(value, terms, vr)
             parts = [text] if tag in WHOLE_VALUE_TAGS else text.split("\\")
             for part in parts:
                 numbers.update(form.strip() for form in folded_forms(part) if part.strip())
@@ -132,7 +150,7 @@ def identifiers_of(elements: Iterable[Element]) -> Identifiers:
         names=frozenset(name for name in names if _is_distinct_name(name)),
         numbers=frozenset(number for number in numbers if _is_distinct_number(number)),
         uids=frozenset(),
-        dates=frozenset(dates),
+        dates=frozenset(dates - retained_dates),
     )
 
 

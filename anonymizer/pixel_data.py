@@ -19,11 +19,12 @@ Values = Mapping[int, bytes | list[list[Element]]]
 
 def pixel_elements(
     data: bytes, position: int, values: Values, *, implicit: bool, big_endian: bool
-) -> bytes:
+) -> bytes | memoryview:
     """The elements of group 7FE0 from ``position``, little endian, without what follows them.
 
-    ``values`` are the top-level values of the instance, by tag. Fragments of compressed pixel data
-    are copied as they are. Uncompressed pixel data loses what exceeds its frames: no viewer shows
+    A view of ``data`` where they need no change: pixels are not copied without need. ``values`` are
+    the top-level values of the instance, by tag. Fragments of compressed pixel data stay as they
+    are. Uncompressed pixel data loses what exceeds its frames: no viewer shows
     it, so nobody would notice what is written there.
 
     Raises
@@ -33,8 +34,9 @@ def pixel_elements(
     Unsupported
         Float pixel data, or big endian words of another size than 16 bits.
     """
-    parts = []
+    parts: list[bytes | memoryview] = []
     previous = 0
+    view = memoryview(data)
     while position < len(data):
         tag, vr, start, length = _read_header_at(data, position, implicit, big_endian)
         if tag == 0x7FE00000:  # retired group length
@@ -47,23 +49,27 @@ def pixel_elements(
         if end > len(data):
             raise Unreadable("Pixel Data (7FE0,0010) is cut short")
         if tag == PIXEL_DATA and length != UNDEFINED:
-            value = _exact_frames(data[start:end], values)
+            value: bytes | memoryview = _exact_frames(view[start:end], values)
             if big_endian:
-                value = _little_endian(vr, value, values)
-            parts.append(element_header(tag, vr, len(value), implicit) + value)
+                value = _little_endian(vr, bytes(value), values)
+            header = element_header(tag, vr, len(value), implicit)
+            if not big_endian and header == view[position:start] and len(value) == end - start:
+                parts.append(view[position:end])
+            else:
+                parts += [header, value]
         elif big_endian:
             raise Unsupported("Compressed pixel data in a big endian instance")
         else:
-            parts.append(data[position:end])
+            parts.append(view[position:end])
         position = end
         if tag == PIXEL_DATA:
-            return b"".join(parts)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
     if parts:
         raise Unsupported("Float or double pixel data (7FE0,0008), (7FE0,0009)")
     return b""
 
 
-def _exact_frames(value: bytes, values: Values) -> bytes:
+def _exact_frames(value: memoryview, values: Values) -> memoryview:
     """``value`` up to the end of its last frame and a padding byte (PS3.5 8.1.1)."""
     rows, columns, samples, bits = (
         _number(values, tag) for tag in (0x00280010, 0x00280011, 0x00280002, 0x00280100)

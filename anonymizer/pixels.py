@@ -14,9 +14,28 @@ CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 PET_IMAGE = "1.2.840.10008.5.1.4.1.1.128"
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+ENHANCED_IMAGES = frozenset({
+    "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT
+    "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT
+    "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR
+    "1.2.840.10008.5.1.4.1.1.4.4",  # Legacy Converted Enhanced MR
+    "1.2.840.10008.5.1.4.1.1.130",  # Enhanced PET
+    "1.2.840.10008.5.1.4.1.1.128.1",  # Legacy Converted Enhanced PET
+})  # fmt: skip
+# Objects without pixels of their own, so without anything burned into them.
+WITHOUT_PIXELS = frozenset({
+    "1.2.840.10008.5.1.4.1.1.88.11",  # Basic Text SR
+    "1.2.840.10008.5.1.4.1.1.88.22",  # Enhanced SR
+    "1.2.840.10008.5.1.4.1.1.88.33",  # Comprehensive SR
+    "1.2.840.10008.5.1.4.1.1.88.34",  # Comprehensive 3D SR
+    "1.2.840.10008.5.1.4.1.1.88.59",  # Key Object Selection
+    "1.2.840.10008.5.1.4.1.1.481.3",  # RT Structure Set
+    "1.2.840.10008.5.1.4.1.1.11.1",  # Grayscale Softcopy Presentation State
+    "1.2.840.10008.5.1.4.1.1.11.2",  # Color Softcopy Presentation State
+})  # fmt: skip
 # Reconstructed slices: their pixels are measurements, so text appears only if a workstation drew
 # it, and then ImageType or the colour says so.
-RECONSTRUCTED = frozenset({CT_IMAGE, MR_IMAGE, PET_IMAGE})
+RECONSTRUCTED = frozenset({CT_IMAGE, MR_IMAGE, PET_IMAGE}) | ENHANCED_IMAGES
 
 # Objects made of screens, documents or film, by the beginning of their SOP Class UID (PS3.4 B.5).
 DRAWN_SOP_CLASSES = (
@@ -25,7 +44,7 @@ DRAWN_SOP_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.3.1",  # Ultrasound Multi-frame
     "1.2.840.10008.5.1.4.1.1.77.1",  # Visible light: endoscopy, photography, microscopy
     "1.2.840.10008.5.1.4.1.1.104",  # Encapsulated PDF, CDA, STL, OBJ
-    "1.2.840.10008.5.1.4.1.1.88",  # Structured reports, dose reports, key objects
+    "1.2.840.10008.5.1.4.1.1.88",  # Dose reports, and what WITHOUT_PIXELS does not name
 )
 # Words in ImageType (0008,0008) of pages that a scanner or workstation draws.
 DRAWN_IMAGE_TYPES = ("SCREEN", "DOSE", "CAPTURE", "PROTOCOL", "REPORT", "FUSED", "SCANO", "CHART")
@@ -44,7 +63,7 @@ def burned_in_risk(ds: Dataset) -> str | None:
         return "Recognizable Visual Features (0028,0302) is YES"
     if is_drawn(sop_class_uid):
         return f"{UID(sop_class_uid).name} holds screens, documents or photographs"
-    if sop_class_uid == SEGMENTATION:
+    if sop_class_uid == SEGMENTATION or sop_class_uid in WITHOUT_PIXELS:
         return None
     if _term(ds, "ConversionType"):
         return "Conversion Type (0008,0064) says that the image is a capture or a scan"
@@ -75,7 +94,7 @@ def _reconstruction_risk(ds: Dataset) -> str | None:
 
 def is_drawn(sop_class_uid: str) -> bool:
     """Whether objects of this SOP Class are made of screens, documents, film or photographs."""
-    return any(
+    return sop_class_uid not in WITHOUT_PIXELS and any(
         sop_class_uid == prefix or sop_class_uid.startswith(prefix + ".")
         for prefix in DRAWN_SOP_CLASSES
     )

@@ -1,7 +1,7 @@
 """The policy: for every attribute of every SOP Class, one action.
 
-PS3.15 Table E.1-1 gives a code per attribute (basic profile, with the option Retain Longitudinal
-Temporal Information With Modified Dates). Two things are added to it:
+PS3.15 Table E.1-1 gives a code per attribute: of the basic profile, or of an option that stands
+over it (:mod:`anonymizer.options`). Three things are added to it:
 
 - A compound code (X/Z, X/Z/D ...) means "as the IOD demands", so it is resolved per SOP Class by
   the attribute's Type: Type 1 takes D, Type 2 takes Z, Type 3 takes X.
@@ -16,13 +16,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydicom._dicom_dict import DicomDictionary
 
 from anonymizer.errors import Unsupported
+from anonymizer.identity import NUMBER_TAGS
+from anonymizer.options import BASIC_METHOD, DEFAULT_OPTIONS, Option, checked_options
 
 # Raise it when the actions change their meaning: outputs of two versions are told apart by digest.
 ENGINE_VERSION = 1
@@ -36,6 +38,8 @@ class Action(Enum):
     DUMMY = "D"
     KEEP = "K"
     """Kept if the value is what its VR promises; text is cleaned of this patient's identifiers."""
+    CLEAN = "C"
+    """Free text, of which only published vocabulary stays (:mod:`anonymizer.descriptors`)."""
     WALK = "K*"
     """A sequence whose items are treated one by one."""
     UID = "U"
@@ -48,6 +52,7 @@ class Action(Enum):
 PATIENT_NAME = 0x00100010
 PATIENT_ID = 0x00100020
 TEXT_VRS = frozenset({"AE", "AS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
+FREE_TEXT_VRS = frozenset({"LO", "LT", "SH", "ST", "UC", "UT"})
 BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 # Text that the table does not list and that reading, segmenting or coding the image needs.
 KEPT_TEXT = frozenset({
@@ -76,16 +81,21 @@ CODED_ENTRY = frozenset({0x00080100, 0x00080102, 0x00080103, 0x00080104, 0x00080
 # Written anew in every output.
 WRITTEN_TAGS = frozenset({0x00120062, 0x00120063, 0x00120064, 0x00280303})
 # Options of PS3.15 E.3 that a recipe claims by keeping what the option retains.
-OPTION_CODES = {
-    "clean_desc": ("113105", "Clean Descriptors Option"),
-    "rtn_pat_chars": ("113108", "Retain Patient Characteristics Option"),
-    "rtn_dev_id": ("113109", "Retain Device Identity Option"),
-    "rtn_inst_id": ("113112", "Retain Institution Identity Option"),
-}
-BASIC_METHODS = (
-    ("113100", "Basic Application Confidentiality Profile"),
-    ("113107", "Retain Longitudinal Temporal Information Modified Dates Option"),
+CLAIMED_BY_KEEPING = (
+    Option.CLEAN_DESCRIPTORS,
+    Option.RETAIN_PATIENT_CHARACTERISTICS,
+    Option.RETAIN_DEVICE_IDENTITY,
+    Option.RETAIN_INSTITUTION_IDENTITY,
 )
+
+
+class PrivateAttribute(NamedTuple):
+    """A private attribute by what stays the same wherever its block is (PS3.5 7.8.1)."""
+
+    creator: str
+    group: int
+    element: int
+    """The last two hexadecimal digits of its element number."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,8 @@ class ClassPolicy:
     type_2: frozenset[tuple[int, int]]
     constants: Mapping[int, str]
     """Values that a recipe writes instead of the original."""
+    safe_private: Mapping[PrivateAttribute, str] = field(default_factory=dict)
+    """VR of each private attribute that may stay."""
 
     def action(self, parent: int, tag: int) -> Action:
         """What to do with ``tag`` inside the sequence ``parent`` (0: at top level)."""
@@ -123,14 +135,42 @@ class Policy:
     """Values that a recipe writes instead of the original."""
     additions: Mapping[int, str] = field(default_factory=dict, repr=False)
     """Attributes that a recipe adds."""
-    methods: tuple[tuple[str, str], ...] = BASIC_METHODS
+    methods: tuple[tuple[str, str], ...] = (BASIC_METHOD,)
     """(code, meaning) of DeidentificationMethodCodeSequence: exactly what is done."""
+    options: frozenset[Option] = frozenset()
+    retained: frozenset[int] = frozenset()
+    """Attributes that an option keeps as they are: their values are not looked for elsewhere."""
+    safe_private: Mapping[PrivateAttribute, str] = field(default_factory=dict, repr=False)
+    """VR of each private attribute that may stay; empty without Retain Safe Private."""
     edition: str = ""
+
+    @property
+    def retains_uids(self) -> bool:
+        """Whether instance UIDs stay the original ones."""
+        return Option.RETAIN_UIDS in self.options
+
+    @property
+    def shifts_dates(self) -> bool:
+        """Whether a patient's dates move, where any stay."""
+        return Option.RETAIN_FULL_DATES not in self.options
+
+    @cached_property
+    def temporal_information(self) -> str:
+        """Longitudinal Temporal Information Modified (0028,0303), PS3.3 C.12.1."""
+        if Action.SHIFT.value in self.codes.values():
+            return "MODIFIED"
+        return "UNMODIFIED" if Option.RETAIN_FULL_DATES in self.options else "REMOVED"
 
     @property
     def digest(self) -> str:
         """SHA-256 over everything that decides an output, as 64 hexadecimal digits."""
         return _digest(self)
+
+    @cached_property
+    def with_clean_pixels(self) -> Policy:
+        """The same policy for an image whose pixels were cleaned, which it claims (113101)."""
+        methods = {*self.methods, Option.CLEAN_PIXEL_DATA.method} - {BASIC_METHOD}
+        return replace(self, methods=(BASIC_METHOD, *sorted(methods)))
 
     def for_sop_class(self, sop_class_uid: str) -> ClassPolicy:
         """The policy with every compound code resolved.
@@ -145,19 +185,48 @@ class Policy:
         return _resolved(self, sop_class_uid)
 
 
-@cache
 def basic_policy() -> Policy:
     """The basic profile with modified dates, and no recipe."""
+    return profile_with(DEFAULT_OPTIONS)
+
+
+@cache
+def profile_with(options: frozenset[Option]) -> Policy:
+    """The basic profile with ``options`` over it (PS3.15 E.2, E.3), and no recipe.
+
+    Raises
+    ------
+    RecipeError
+        The options cannot be carried out together.
+    """
+    options = checked_options(options)
     table = _table("ps315_e1_1.json")
     rows = {row["tag"]: row for row in table["rows"]}
     codes = {}
+    retained = set()
     for tag, (vr, _vm, _name, _retired, keyword) in DicomDictionary.items():
         row = rows.get(f"{tag >> 16:04X},{tag & 0xFFFF:04X}")
-        codes[tag] = _default_code(tag, vr, keyword) if row is None else _listed_code(vr, row)
+        if row is None:
+            codes[tag] = _default_code(tag, vr, keyword, options)
+        else:
+            codes[tag] = _listed_code(vr, row, options)
+        if codes[tag] == Action.KEEP.value and (vr in ("DA", "DT") or tag in NUMBER_TAGS):
+            retained.add(tag)
     codes[PATIENT_NAME] = codes[PATIENT_ID] = Action.PSEUDONYM.value
     codes.update(dict.fromkeys(WRITTEN_TAGS, Action.REMOVE.value))
     codes.update(dict.fromkeys(CODED_ENTRY, Action.KEEP.value))
-    return Policy(codes=codes, edition=table["edition"])
+    return Policy(
+        codes=codes,
+        # Clean pixels are claimed by the images that were cleaned: Policy.with_clean_pixels.
+        methods=(
+            BASIC_METHOD,
+            *sorted(option.method for option in options - {Option.CLEAN_PIXEL_DATA}),
+        ),
+        options=options,
+        retained=frozenset(retained),
+        safe_private=_safe_private() if Option.RETAIN_SAFE_PRIVATE in options else {},
+        edition=table["edition"],
+    )
 
 
 def with_recipe_actions(
@@ -167,13 +236,18 @@ def with_recipe_actions(
     additions: Mapping[int, str],
 ) -> Policy:
     """``policy`` with a site's own actions laid over it, and the options that they amount to."""
-    kept = {tag for tag, action in actions.items() if action in (Action.KEEP, Action.CAP_AGE)}
+    keeping = (Action.KEEP, Action.CAP_AGE, Action.CLEAN)
+    kept = {tag for tag, action in actions.items() if action in keeping}
+    claims = {*policy.methods, *_claimed_options(kept)} - {BASIC_METHOD}
+    if Action.SHIFT in actions.values():
+        claims.add(Option.RETAIN_MODIFIED_DATES.method)
     return replace(
         policy,
         codes={**policy.codes, **{tag: action.value for tag, action in actions.items()}},
         constants=dict(constants),
         additions=dict(additions),
-        methods=policy.methods + _claimed_options(kept),
+        methods=(BASIC_METHOD, *sorted(claims)),
+        retained=policy.retained - actions.keys(),
     )
 
 
@@ -202,19 +276,29 @@ def _table(name: str) -> dict[str, Any]:
     return content
 
 
-def _listed_code(vr: str, row: Mapping[str, str]) -> str:
-    """The table's code, or the code of the modified-dates option where it applies."""
-    if row.get("rtn_long_modif_dates") == "C":
-        if vr in ("DA", "DT"):
-            return Action.SHIFT.value
-        if vr == "TM":
-            return Action.KEEP.value
-    if "U*" in row["basic"]:
-        return Action.WALK.value
-    return row["basic"]
+def _listed_code(vr: str, row: Mapping[str, str], options: frozenset[Option]) -> str:
+    """The code of the basic profile, or of the option that overrides it."""
+    cells = {option: row[option.column] for option in options if option.column in row}
+    if Option.RETAIN_MODIFIED_DATES in cells:
+        # What is no date (Timezone Offset From UTC, time stamps in OB) says where or when it was.
+        basic = row["basic"]
+        return {"DA": Action.SHIFT.value, "DT": Action.SHIFT.value, "TM": Action.KEEP.value}.get(
+            vr, basic
+        )
+    letters = set(cells.values())
+    if letters and vr in BULK_VRS:
+        return row["basic"]  # nobody can say what the bytes hold
+    if "K" in letters or (letters and vr == "SQ"):
+        return {"SQ": Action.WALK.value, "AS": Action.CAP_AGE.value}.get(vr, Action.KEEP.value)
+    if letters:
+        return Action.CLEAN.value if vr in FREE_TEXT_VRS else Action.KEEP.value
+    if row["basic"] == "U" and Option.RETAIN_UIDS in options:
+        # UID (0040,A124) in a report is the TrackingUID of a segmentation, which the table retains.
+        return Action.KEEP.value
+    return Action.WALK.value if "U*" in row["basic"] else row["basic"]
 
 
-def _default_code(tag: int, vr: str, keyword: str) -> str:
+def _default_code(tag: int, vr: str, keyword: str, options: frozenset[Option]) -> str:
     """The code of an attribute that the table does not list."""
     group = tag >> 16
     if group < 8 or group >= 0x7FE0 or vr == "NONE" or not keyword:
@@ -222,10 +306,13 @@ def _default_code(tag: int, vr: str, keyword: str) -> str:
     if vr == "SQ":
         return Action.WALK.value
     if vr in ("DA", "DT"):
-        return Action.SHIFT.value
+        if Option.RETAIN_MODIFIED_DATES in options:
+            return Action.SHIFT.value
+        return Action.KEEP.value if Option.RETAIN_FULL_DATES in options else "X/Z/D"
     if vr == "UI":
         is_class = any(word in keyword for word in CLASS_UID_WORDS)
-        return Action.KEEP.value if is_class else Action.UID.value
+        kept = is_class or Option.RETAIN_UIDS in options
+        return Action.KEEP.value if kept else Action.UID.value
     if vr in TEXT_VRS:
         return Action.KEEP.value if tag in KEPT_TEXT else "X/Z/D"
     if any(part in BULK_VRS for part in vr.split(" or ")):
@@ -237,8 +324,18 @@ def _claimed_options(kept: Iterable[int]) -> tuple[tuple[str, str], ...]:
     rows = {row["tag"]: row for row in _table("ps315_e1_1.json")["rows"]}
     kept_rows = [rows.get(f"{tag >> 16:04X},{tag & 0xFFFF:04X}", {}) for tag in kept]
     return tuple(
-        method for option, method in OPTION_CODES.items() if any(option in row for row in kept_rows)
+        option.method
+        for option in CLAIMED_BY_KEEPING
+        if any(option.column in row for row in kept_rows)
     )
+
+
+@cache
+def _safe_private() -> Mapping[PrivateAttribute, str]:
+    return {
+        PrivateAttribute(row["creator"], int(row["group"], 16), int(row["element"], 16)): row["vr"]
+        for row in _table("safe_private.json")["attributes"]
+    }
 
 
 @cache
@@ -255,7 +352,7 @@ def _resolved(policy: Policy, sop_class_uid: str) -> ClassPolicy:
     }
     # A coded entry stands in a sequence; at top level its parts are somebody's free text.
     exceptions.update({(0, tag): Action.REMOVE for tag in CODED_ENTRY})
-    return ClassPolicy(actions, exceptions, type_1, type_2, policy.constants)
+    return ClassPolicy(actions, exceptions, type_1, type_2, policy.constants, policy.safe_private)
 
 
 def _place(key: str) -> tuple[int, int]:
@@ -272,6 +369,8 @@ def _resolve(code: str, attribute_type: int, tag: int) -> Action:
     if action is Action.DUMMY and DicomDictionary[tag][0] == "SQ":
         # A dummy sequence is the sequence with dummies in it; where it may be absent, it is.
         return Action.REMOVE if attribute_type == 3 else Action.WALK
+    if action is Action.DUMMY and DicomDictionary[tag][0] == "UI":
+        return Action.UID
     return action
 
 
@@ -283,6 +382,9 @@ def _digest(policy: Policy) -> str:
         "constants": {f"{tag:08X}": value for tag, value in sorted(policy.constants.items())},
         "additions": {f"{tag:08X}": value for tag, value in sorted(policy.additions.items())},
         "methods": policy.methods,
+        "options": sorted(option.value for option in policy.options),
+        "retained": sorted(policy.retained),
+        "safe_private": sorted([*key, vr] for key, vr in policy.safe_private.items()),
         "types": supported_sop_classes(),
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))

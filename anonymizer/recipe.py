@@ -17,14 +17,15 @@ KEEP        keep, cleaned of this patient's identifiers; sequences are walked
 BLANK       keep the attribute, empty
 REMOVE      remove
 REPLACE     a constant (ASCII), ``func:keyed_uid``, ``func:shift_date``, ``func:cap_age``,
-            ``func:pseudonym`` or ``var:pseudonym``
+            ``func:clean_text``, ``func:pseudonym`` or ``var:pseudonym``
 JITTER      ``var:patient_shift``: move dates by the patient's own shift
 ADD         add a constant at top level
 ==========  =================================================================================
 
-A field is a keyword, a tag (``00081030`` or ``(0008,1030)``), or ``contains:``, ``startswith:``,
-``endswith:``, ``except:`` with a regular expression over keywords, ``select:VR:..``,
-``select:group:....``. Where two lines disagree: KEEP, then REPLACE, JITTER, REMOVE, BLANK.
+A field is a keyword, a tag (``00081030`` or ``(0008,1030)``), ``ALL``, or ``contains:``,
+``startswith:``, ``endswith:``, ``except:`` with a regular expression over keywords, names and tags,
+``select:VR:..``, ``select:group:....``, or ``fields:NAME`` for the FIELD lines of a section
+``%fields NAME``. Where two lines disagree: KEEP, then REPLACE, JITTER, REMOVE, BLANK.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from anonymizer.errors import RecipeError
 from anonymizer.identity import NUMBER_TAGS
 from anonymizer.profile import (
     CODED_ENTRY,
+    FREE_TEXT_VRS,
     PATIENT_ID,
     PATIENT_NAME,
     WRITTEN_TAGS,
@@ -56,6 +58,7 @@ _FUNCTIONS = {
     "func:keyed_uid": (Action.UID, {"UI"}),
     "func:shift_date": (Action.SHIFT, {"DA", "DT"}),
     "func:cap_age": (Action.CAP_AGE, {"AS"}),
+    "func:clean_text": (Action.CLEAN, FREE_TEXT_VRS),
     "func:pseudonym": (Action.PSEUDONYM, {"LO", "SH", "PN"}),
     "var:pseudonym": (Action.PSEUDONYM, {"LO", "SH", "PN"}),
 }
@@ -118,6 +121,8 @@ def _lines(recipe: Path) -> Iterator[_Line]:
     except (OSError, UnicodeDecodeError):
         raise RecipeError(f"The recipe {recipe.name} cannot be read") from None
     section = ""
+    listed = ""
+    fields: dict[str, list[_Line]] = {}
     parsed: list[dict[str, str]] = []
     lines: list[_Line] = []
     for number, raw in enumerate(text.splitlines(), start=1):
@@ -129,9 +134,19 @@ def _lines(recipe: Path) -> Iterator[_Line]:
                 raise RecipeError(f"Line {number}: FORMAT must be dicom")
             continue
         if line.startswith("%"):
-            section = line[1:].split("#")[0].strip()
-            if section != "header":
-                raise RecipeError(f"Line {number}: only the section %header is supported")
+            section, _, listed = line[1:].split("#")[0].strip().partition(" ")
+            if section not in ("header", "fields") or (section == "fields") != bool(listed):
+                raise RecipeError(
+                    f"Line {number}: only the sections %header and %fields NAME are supported"
+                )
+            continue
+        if section == "fields":
+            verb, _, listed_field = line.split("#")[0].partition(" ")
+            if verb != "FIELD" or not listed_field.strip():
+                raise RecipeError(f"Line {number}: a list of fields has lines FIELD field")
+            selected = _Line(number, verb, listed_field.strip(), "")
+            _tags(selected)  # an unknown field stops here, with its own line
+            fields.setdefault(listed.strip(), []).append(selected)
             continue
         if section != "header":
             raise RecipeError(f"Line {number}: an action before %header")
@@ -153,7 +168,15 @@ def _lines(recipe: Path) -> Iterator[_Line]:
         whole = DeidRecipe(deid=[str(recipe)], base=False).get_actions() or []
     if parsed != list(whole):
         raise RecipeError("deid reads this recipe differently; keep to one action per line")
-    yield from lines
+    for action in lines:
+        if not action.field.startswith("fields:"):
+            yield action
+            continue
+        name = action.field.removeprefix("fields:")
+        if name not in fields:
+            raise RecipeError(f"Line {action.number}: there is no list %fields {name}")
+        for selected in fields[name]:
+            yield action._replace(field=selected.field)
 
 
 @contextmanager
@@ -206,6 +229,9 @@ def _refusal(line: _Line, tag: int, vr: str, policy: Policy) -> str:
             return "JITTER takes var:patient_shift: all dates of a patient move together"
         if vr not in ("DA", "DT") or tag == PATIENT_BIRTH_DATE:
             return f"{keyword} is not a date that may be shifted"
+    shifts = line.verb == "JITTER" or line.value == "func:shift_date"
+    if shifts and not policy.shifts_dates:
+        return "nothing is shifted where full dates are retained"
     if line.verb == "REPLACE" and line.value.startswith(("func:", "var:", "deid_func:")):
         if line.value not in _FUNCTIONS:
             return f"unknown function or variable {line.value!r}"
@@ -276,4 +302,14 @@ def _selected(selector: str, argument: str, number: int) -> list[int]:
     except re.error:
         raise RecipeError(f"Line {number}: not a regular expression") from None
     wanted = selector != "except"
-    return [t for t, entry in DicomDictionary.items() if bool(pattern.search(entry[4])) == wanted]
+    return [
+        tag
+        for tag, entry in DicomDictionary.items()
+        if any(map(pattern.search, _names(tag, entry[2], entry[4]))) == wanted
+    ]
+
+
+def _names(tag: int, name: str, keyword: str) -> tuple[str, str, str, str]:
+    """By what deid finds an attribute: name, keyword, tag with and without punctuation."""
+    group, element = f"{tag >> 16:04X}", f"{tag & 0xFFFF:04X}"
+    return keyword, name, f"{group}{element}", f"({group},{element})"

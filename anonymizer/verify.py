@@ -13,7 +13,7 @@ texts that this software wrote.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pydicom.datadict import dictionary_VR, keyword_for_tag
@@ -47,24 +47,67 @@ def verify_deidentified(data: bytes, identifiers: Identifiers, pseudonym: str) -
     """
     if any(data[:128]):
         raise ResidualIdentifier("The preamble is not empty")
+    _verify_values(values_before_pixels(data), identifiers, pseudonym)
+
+
+def verify_elements(
+    data: bytes, identifiers: Identifiers, pseudonym: str, *, implicit: bool
+) -> None:
+    """:func:`verify_deidentified` for whole top-level elements without a file around them.
+
+    Their text is ASCII or UTF-8.
+    """
+    _verify_values(_top_level_values(data, 0, implicit), identifiers, pseudonym, b"ISO_IR 192")
+
+
+def plain_texts(identifiers: Identifiers) -> tuple[bytes, ...]:
+    """The identifiers as lower-case bytes, for :func:`may_hold`.
+
+    One that holds another is left out: where the other is not found, neither is it.
+    """
+    held = (identifiers.names, identifiers.numbers, identifiers.uids, identifiers.dates)
+    shortest: list[bytes] = []
+    for text in sorted((text.lower().encode() for texts in held for text in texts), key=len):
+        if not may_hold(text, shortest):
+            shortest.append(text)
+    return tuple(shortest)
+
+
+def may_hold(data: bytes, texts: Iterable[bytes]) -> bool:
+    """Whether any of ``texts`` stands anywhere in ``data``, whatever its case and place.
+
+    No parsing, no exceptions: where nothing is found there is nothing written in ASCII. What is
+    found may be chance (a short number inside a UID); :func:`verify_deidentified` knows.
+    """
+    lowered = data.lower()
+    for text in texts:  # noqa: SIM110 - a generator costs more than the search
+        if text in lowered:
+            return True
+    return False
+
+
+def _verify_values(
+    values: Iterable[Value], identifiers: Identifiers, pseudonym: str, character_set: bytes = b""
+) -> None:
     shifted = date_pattern(identifiers.dates)
-    character_set = b""
-    for path, vr, value in values_before_pixels(data):
+    pseudonyms = (pseudonym.encode("ascii"), pseudonym.encode("ascii") + b"^")
+    for path, vr, value in values:
+        if not value or vr in _BINARY_VRS or path[0] in WRITTEN_TAGS:
+            continue
         tag = path[-1]
         if tag == 0x00080005:
             character_set = value
-        if not value or vr in _BINARY_VRS or path[0] in WRITTEN_TAGS:
+        if tag in (PATIENT_ID, PATIENT_NAME) and value.rstrip(b" ") in pseudonyms:
             continue
-        if tag in (PATIENT_ID, PATIENT_NAME) and value.strip(b"^ ") == pseudonym.encode("ascii"):
-            continue
+        is_date_free = vr in ("DS", "IS", "TM", "UI", "CS")
         for text in _texts(value, character_set, vr):
             if _is_identifying(tag, vr, text, identifiers) or (
-                vr not in ("DS", "IS", "TM", "UI", "CS") and shifted and shifted.search(text)
+                not is_date_free and shifted and shifted.search(text)
             ):
                 raise ResidualIdentifier(f"An identifier of the patient is left in {_named(path)}")
 
 
-def verify_fragments(pixel_data: bytes, identifiers: Identifiers) -> None:
+def verify_fragments(pixel_data: bytes | memoryview, identifiers: Identifiers) -> None:
     """Raise if compressed pixel data carries an identifier as plain text.
 
     JPEG streams have comment and application segments (ISO/IEC 10918-1 B.2.4) that no DICOM rule
@@ -75,7 +118,7 @@ def verify_fragments(pixel_data: bytes, identifiers: Identifiers) -> None:
     ResidualIdentifier
         An identifier stands in the compressed stream.
     """
-    stream = pixel_data.lower()
+    stream = bytes(pixel_data).lower()
     texts = identifiers.names | identifiers.numbers | identifiers.uids | identifiers.dates
     if any(len(text) >= 6 and text.encode("utf-8") in stream for text in texts):
         raise ResidualIdentifier("An identifier of the patient is left in PixelData's fragments")
@@ -96,8 +139,10 @@ def _is_identifying(tag: int, vr: str, text: str, identifiers: Identifiers) -> b
     return any(len(uid) >= 10 and uid in text for uid in identifiers.uids)
 
 
-def _texts(value: bytes, character_set: bytes, vr: str) -> set[str]:
+def _texts(value: bytes, character_set: bytes, vr: str) -> Iterable[str]:
     """What the bytes say: as the character set reads them, and byte for byte."""
+    if value.isascii() and b"\x1b" not in value:
+        return (value.decode("ascii"),)
     return {decode_text(value, character_set, vr), value.decode("latin-1")}
 
 
@@ -114,15 +159,20 @@ def values_before_pixels(data: bytes) -> Iterator[Value]:
     """
     position = 132
     syntax = b""
-    implicit = False
+    while data[position : position + 2] == b"\x02\0":
+        tag, vr, start, end = _header_at(data, position, len(data), False)
+        if tag == 0x00020010:
+            syntax = data[start:end].rstrip(b"\0")
+        yield from _values(data, (tag,), vr, start, end, False)
+        position = end
+    yield from _top_level_values(data, position, syntax == b"1.2.840.10008.1.2")
+
+
+def _top_level_values(data: bytes, position: int, implicit: bool) -> Iterator[Value]:
     while position < len(data):
-        in_meta = data[position : position + 2] == b"\x02\0"
-        implicit = not in_meta and syntax == b"1.2.840.10008.1.2"
         tag, vr, start, end = _header_at(data, position, len(data), implicit)
         if tag >> 16 >= 0x7FE0:
             return
-        if tag == 0x00020010:
-            syntax = data[start:end].rstrip(b"\0")
         yield from _values(data, (tag,), vr, start, end, implicit)
         position = end
 

@@ -157,7 +157,7 @@ class _Bench:
             StepName.DEIDENTIFY: partial(
                 deidentify,
                 instances=instances,
-                policy=policy_with(settings.deidentify.recipe),
+                policy=policy_with(settings.deidentify),
                 keys=PseudonymKeys.from_secret(secrets.token_bytes(32)),
                 artifacts=self._artifacts,
                 vault=self._vault,

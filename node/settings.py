@@ -99,6 +99,7 @@ class Receive(_Section):
 class Deidentify(_Section):
     """What a site adds to the PS3.15 basic profile, and whose vault it is."""
 
+    options: tuple[str, ...] = ("retain-longitudinal-modified-dates",)
     recipe: Path | None = None
     tenant: Name = "hospital"
 

@@ -18,7 +18,7 @@ from node.edges.artifacts import FolderArtifacts
 from node.edges.celery_app import HOSPITAL_QUEUES, celery_app
 from node.jobs import Done, Job, StepName
 from node.packages import find_models
-from node.settings import BadSettings, ComputeSettings, DicomPeer, Settings
+from node.settings import BadSettings, ComputeSettings, Deidentify, DicomPeer, Settings
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -39,14 +39,31 @@ if TYPE_CHECKING:
 ORTHANC_USER = "segnode"
 
 
-def policy_with(recipe: Path | None) -> Policy:
-    """The basic profile of PS3.15, and a site's recipe over it."""
+def policy_with(settings: Deidentify) -> Policy:
+    """The basic profile of PS3.15, the options of PS3.15 E.3, and a site's recipe over them."""
     from anonymizer.errors import AnonymizerError
-    from anonymizer.profile import basic_policy
+    from anonymizer.options import Option, options_named
+    from anonymizer.profile import profile_with
     from anonymizer.recipe import apply_recipe
 
     try:
-        return apply_recipe(basic_policy(), recipe) if recipe else basic_policy()
+        policy = profile_with(options_named(settings.options))
+    except AnonymizerError as error:
+        raise BadSettings(f"deidentify.options: {error}", remedy=error.remedy) from None
+    if policy.retains_uids:
+        raise BadSettings(
+            "deidentify.options: retain-uids would let original UIDs reach the compute zone, and "
+            "a result could not be told from its source on the way back",
+            remedy="Leave it out here; `python -m anonymizer` has it for exports.",
+        )
+    if Option.CLEAN_PIXEL_DATA in policy.options:
+        raise BadSettings(
+            "deidentify.options: the node does not clean pixels by itself, because a person has "
+            "to look at what was blanked",
+            remedy="Leave clean-pixel-data out; `python -m anonymizer` has it, with previews.",
+        )
+    try:
+        return apply_recipe(policy, settings.recipe) if settings.recipe else policy
     except AnonymizerError as error:
         raise BadSettings(f"deidentify.recipe: {error}", remedy=error.remedy) from None
 
@@ -110,8 +127,8 @@ class Hospital:
 
     @cached_property
     def policy(self) -> Policy:
-        """PS3.15 basic profile, and the site's recipe over it."""
-        return policy_with(self.settings.deidentify.recipe)
+        """PS3.15 basic profile with the site's options, and its recipe over them."""
+        return policy_with(self.settings.deidentify)
 
     @cached_property
     def pseudonym_keys(self) -> PseudonymKeys:

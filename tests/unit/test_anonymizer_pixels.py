@@ -8,7 +8,6 @@ from typing import Any
 import pydicom
 import pytest
 from pydicom.uid import (
-    BasicTextSRStorage,
     ComputedRadiographyImageStorage,
     EncapsulatedPDFStorage,
     MRImageStorage,
@@ -61,7 +60,6 @@ def test_images_from_the_detector_pass(attributes: dict[str, Any]) -> None:
         {"SOPClassUID": UltrasoundImageStorage},
         {"SOPClassUID": VLEndoscopicImageStorage},
         {"SOPClassUID": EncapsulatedPDFStorage},
-        {"SOPClassUID": BasicTextSRStorage},
         {"SOPClassUID": XRayRadiationDoseSRStorage},
     ],
 )

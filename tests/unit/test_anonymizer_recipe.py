@@ -12,6 +12,8 @@ from pydicom.dataset import Dataset
 
 from anonymizer import Policy, PseudonymKeys, apply_recipe, basic_policy, deidentify_instance
 from anonymizer.errors import RecipeError
+from anonymizer.options import Option
+from anonymizer.profile import profile_with
 from tests.identified_ct import ct_bytes
 
 KEYS = PseudonymKeys.from_secret(bytes(32))
@@ -116,8 +118,11 @@ def test_recipe_changes_the_digest(tmp_path: Path) -> None:
         ("KEEP IrradiationEventUID", "would identify"),
         ("ADD contains:Name X", "one attribute"),
         ("REMOVE contains:(", "regular expression"),
-        ("%filter greylist", "only the section"),
-        ("%values x", "only the section"),
+        ("%filter greylist", "only the sections"),
+        ("%values x", "only the sections"),
+        ("%fields", "only the sections"),
+        ("REMOVE fields:nowhere", "no list %fields nowhere"),
+        ("REPLACE contains:StationName X", "not a constant"),
     ],
 )
 def test_a_line_that_cannot_be_meant_stops_the_start(tmp_path: Path, line: str, cause: str) -> None:
@@ -125,6 +130,77 @@ def test_a_line_that_cannot_be_meant_stops_the_start(tmp_path: Path, line: str, 
     with pytest.raises(RecipeError, match=cause) as caught:
         policy_of(tmp_path, "KEEP PatientSex", line)
     assert "Line 4" in str(caught.value)
+
+
+def test_list_of_fields_stands_for_its_lines(tmp_path: Path) -> None:
+    """%fields NAME with FIELD lines, used as fields:NAME."""
+    policy = policy_of(
+        tmp_path,
+        "%fields scanner",
+        "FIELD Manufacturer",
+        "FIELD startswith:Convolution # the filter",
+        "%header",
+        "REMOVE fields:scanner",
+    )
+    ds = deidentified(policy)
+    assert "Manufacturer" not in ds and "ConvolutionKernel" not in ds
+    assert ds.KVP == 120
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("FIELD ManufacturerModelNam", "nothing matches"),
+        ("REMOVE Manufacturer", "has lines FIELD"),
+        ("FIELD", "has lines FIELD"),
+        ("SPLIT PatientID", "has lines FIELD"),
+    ],
+)
+def test_wrong_line_in_a_list_of_fields_is_named(tmp_path: Path, line: str, cause: str) -> None:
+    """A list is checked where it stands, used or not."""
+    with pytest.raises(RecipeError, match=f"Line 4: .*{cause}"):
+        policy_of(tmp_path, "%fields scanner", line)
+
+
+def test_recipe_over_options_claims_both(tmp_path: Path) -> None:
+    """The recipe's claims join the options', each code once, in order."""
+    recipe = tmp_path / "site.deid"
+    recipe.write_text("FORMAT dicom\n%header\nKEEP PatientSex\nREMOVE DeviceSerialNumber\n")
+    base = profile_with(frozenset({Option.RETAIN_DEVICE_IDENTITY, Option.RETAIN_MODIFIED_DATES}))
+    policy = apply_recipe(base, recipe)
+    codes = [item.CodeValue for item in deidentified(policy).DeidentificationMethodCodeSequence]
+    assert codes == ["113100", "113107", "113108", "113109"]
+    ds = deidentified(policy, DeviceSerialNumber="SN-1", StationName="S1")
+    assert "DeviceSerialNumber" not in ds and ds.StationName == "S1"
+
+
+def test_shifting_over_full_dates_is_refused(tmp_path: Path) -> None:
+    """A shift by nothing would be the original date."""
+    recipe = tmp_path / "site.deid"
+    recipe.write_text("FORMAT dicom\n%header\nJITTER StudyDate var:patient_shift\n")
+    with pytest.raises(RecipeError, match="Line 3: nothing is shifted"):
+        apply_recipe(profile_with(frozenset({Option.RETAIN_FULL_DATES})), recipe)
+
+
+def test_shifting_one_date_of_a_profile_without_dates(tmp_path: Path) -> None:
+    """It moves, and the output says so: never the original, never unclaimed."""
+    recipe = tmp_path / "site.deid"
+    recipe.write_text("FORMAT dicom\n%header\nJITTER StudyDate var:patient_shift\n")
+    ds = deidentified(apply_recipe(profile_with(frozenset()), recipe))
+    assert "1990" < ds.StudyDate < "20240517"
+    assert "SeriesDate" not in ds
+    assert ds.LongitudinalTemporalInformationModified == "MODIFIED"
+    assert [item.CodeValue for item in ds.DeidentificationMethodCodeSequence] == [
+        "113100", "113107",
+    ]  # fmt: skip
+
+
+def test_text_cleaned_to_its_vocabulary(tmp_path: Path) -> None:
+    """func:clean_text keeps what is published vocabulary, and claims 113105."""
+    policy = policy_of(tmp_path, "REPLACE StudyDescription func:clean_text")
+    ds = deidentified(policy, StudyDescription="Thorax ref. Dr. Zhivago 2019")
+    assert ds.StudyDescription == "Thorax"
+    assert "113105" in [item.CodeValue for item in ds.DeidentificationMethodCodeSequence]
 
 
 def test_action_outside_a_section_is_refused(tmp_path: Path) -> None:

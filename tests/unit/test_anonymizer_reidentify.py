@@ -21,6 +21,7 @@ from pydicom.sr.codedict import codes
 
 from anonymizer import (
     Crosswalk,
+    Policy,
     PseudonymKeys,
     basic_policy,
     check_released,
@@ -53,9 +54,9 @@ NAMES = [
 ]
 
 
-def derived(instances: list[bytes]) -> tuple[bytes, Crosswalk]:
+def derived(instances: list[bytes], policy: Policy | None = None) -> tuple[bytes, Crosswalk]:
     """A pseudonymous SEG made by highdicom from ``instances``, and their crosswalk."""
-    results = [deidentify_instance(data, basic_policy(), KEYS) for data in instances]
+    results = [deidentify_instance(data, policy or basic_policy(), KEYS) for data in instances]
     crosswalk = Crosswalk.collect(result.original for result in results)
     sources = [pydicom.dcmread(io.BytesIO(result.data)) for result in results]
     mask = np.zeros((len(sources), sources[0].Rows, sources[0].Columns), np.uint8)
