@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from anonymizer.crosswalk import Crosswalk
-from anonymizer.deidentify import deidentify_instance
 from anonymizer.keys import PseudonymKeys
 from anonymizer.profile import Policy
+from anonymizer.series import Deidentifier
 from node.jobs import Done, Job
 from node.pipeline.identity_errors import as_node_errors
 from node.pipeline.outbound import crosswalk_record
@@ -40,9 +40,10 @@ def deidentify(
     """
     artifacts.delete(f"{job.id}/instances")  # an earlier try may have got half-way
     originals = []
+    deidentifier = Deidentifier(policy, keys)
     with as_node_errors():
         for number, (_, data) in enumerate(instances.fetch(job.instance_ids), start=1):
-            made = deidentify_instance(data, policy, keys)
+            made = deidentifier.deidentify(data)
             artifacts.put(f"{job.id}/instances/{number:06d}.dcm", made.data)
             originals.append(made.original)
         crosswalk = Crosswalk.collect(originals)
