@@ -25,6 +25,8 @@ import httpx
 import pydicom
 from pydicom.uid import generate_uid
 
+from node.edges.console_json import job_shown
+from node.edges.ledger import Ledger
 from tests.orthanc_server import REPOSITORY, OrthancServer, free_port
 
 DEMO_CT = sorted((REPOSITORY / "deploy" / "demo" / "ct").glob("*.dcm"))
@@ -108,6 +110,7 @@ class RunningNode:
     ) -> None:
         self.folder, self.pacs, self.ports = folder, pacs, dict(ports)
         self.var = folder / "var"
+        self._ledger: Ledger | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.configuration = folder / "segnode.toml"
         self.configuration.write_text(
@@ -209,9 +212,13 @@ class RunningNode:
         return httpx.request(method, self.url + path, auth=auth, timeout=60, **keywords)
 
     def jobs(self) -> list[dict[str, Any]]:
-        """`segnode jobs --json`."""
-        found: list[dict[str, Any]] = json.loads(self.segnode("jobs", "--json", "--limit", "500"))
-        return found
+        """What `segnode jobs --json` prints, read from the ledger.
+
+        Starting the command for every look would take a core from the node that is being watched.
+        """
+        if self._ledger is None:
+            self._ledger = Ledger(f"sqlite:///{self.var / 'ledger.sqlite'}")
+        return [job_shown(job, time.time()) for job in self._ledger.jobs(limit=500)]
 
     def job(self, job_id: str) -> dict[str, Any]:
         """`segnode job ID --json`."""
