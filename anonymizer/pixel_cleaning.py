@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
@@ -32,7 +32,6 @@ from anonymizer.ocr import Word, find_words
 from anonymizer.part10 import DAMAGE, read_instance
 from anonymizer.profile import Policy
 
-CLEAN_PIXEL_DATA = ("113101", "Clean Pixel Data Option")
 _MAX_FRAMES = 64
 _MAX_ROUNDS = 4
 
@@ -115,8 +114,7 @@ def deidentify_with_clean_pixels(
     kinds of objects that are drawn as a whole (Secondary Capture, ultrasound) stay held.
     """
     cleaned = clean_pixels(data, rectangles=rectangles, ocr=ocr)
-    claiming = replace(policy, methods=(*policy.methods, CLEAN_PIXEL_DATA))
-    return deidentify_instance(cleaned.data, claiming, keys), cleaned
+    return deidentify_instance(cleaned.data, policy.with_clean_pixels, keys), cleaned
 
 
 # ---------------------------------------------------------------- what to blank
