@@ -173,22 +173,14 @@ def _spacing_mm(headers: Sequence[Dataset]) -> float | None:
     return median(after - before for before, after in pairwise(along))
 
 
-_IN_WORDS = {
-    "equals": "must be {}",
-    "one_of": "must be one of {}",
-    "none_of": "must be none of {}",
-    "at_least": "must be at least {}",
-    "at_most": "must be at most {}",
-    "matches": "must match {}",
-    "present": "must be present: {}",
-}
-
-
 def _in_words(condition: Condition) -> str:
-    """The condition that failed: what was wanted, never what the series has."""
+    """The condition that failed, by its attribute and kind of test.
+
+    Never the operand of a tag: that a series failed ``none_of`` says what its value is. The numbers
+    of a geometry name nobody.
+    """
     tests = condition.model_dump(exclude={"tag", "geometry"}, exclude_none=True)
-    wanted = (
-        _IN_WORDS[name].format(", ".join(map(str, value)) if isinstance(value, tuple) else value)
-        for name, value in tests.items()
-    )
-    return f"{condition.tag or condition.geometry} {' and '.join(wanted)}"
+    if condition.tag:
+        return f"{condition.tag} fails {' and '.join(tests)}"
+    wanted = " and ".join(f"{name} {value}" for name, value in tests.items())
+    return f"{condition.geometry} is not {wanted}"

@@ -76,6 +76,15 @@ def test_a_condition_fails_and_the_cause_says_what_was_wanted(condition: dict[st
     assert "Doe" not in str(raised.value)
 
 
+def test_a_rules_operand_stays_out_of_the_cause() -> None:
+    """Failing `none_of` would give the patient's value away: the ledger keeps causes."""
+    only_not = rule(tag="PatientID", none_of=("MRN-SENTINEL",))
+    with pytest.raises(NoMatchingModel) as raised:
+        matching_rules(headers(PatientID="MRN-SENTINEL"), [only_not], False)
+    assert "PatientID fails none_of" in str(raised.value)
+    assert "MRN-SENTINEL" not in str(raised.value)
+
+
 def test_the_highest_priority_wins_and_all_means_all() -> None:
     """Among equals the order of the file decides."""
     rules = [
