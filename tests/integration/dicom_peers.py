@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,17 +21,12 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from node.edges.orthanc_config import DicomPeer
+from tests.orthanc_server import OrthancServer, free_port
+
 STUDY = "2.25.71"
 SERIES = "2.25.72"
 LABEL_MAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def ct_instance(
@@ -89,76 +79,20 @@ def seg_instance(*, sop_class: str = SegmentationStorage) -> bytes:
     return stream.getvalue()
 
 
-@dataclass(frozen=True)
-class OrthancPeer:
-    """A running Orthanc."""
-
-    dicom_port: int
-    http_port: int
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.http_port}"
-
-    def instance_uids(self) -> set[str]:
-        """What it holds, by its own REST interface."""
-        listed = self._get("/instances?expand")
-        return {item["MainDicomTags"]["SOPInstanceUID"] for item in listed}
-
-    def _get(self, path: str) -> Any:
-        request = urllib.request.Request(  # noqa: S310
-            self.url + path, headers={"Authorization": "Basic c2VnOnNlY3JldA=="}
-        )
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-            return json.load(answer)
-
-
-def orthanc_root() -> Path:
-    """Where `make setup` unpacked Orthanc; skips the test where it did not."""
-    root = Path(os.environ.get("SEGNODE_ORTHANC_ROOT", REPOSITORY / ".orthanc"))
-    if not (root / "usr/sbin/Orthanc").exists() or shutil.which("bwrap") is None:
-        if "CI" in os.environ:
-            pytest.fail("no Orthanc: run `make setup`")
-        pytest.skip("no Orthanc: run `make setup`")
-    return root
-
-
 @contextmanager
-def running_orthanc(folder: Path) -> Iterator[OrthancPeer]:
-    """Orthanc as a PACS that takes everything, with DICOMweb, user ``seg`` and ``secret``."""
-    root = orthanc_root()
-    peer = OrthancPeer(dicom_port=free_port(), http_port=free_port())
-    (folder / "orthanc.json").write_text(
-        json.dumps(
-            {
-                "DicomAet": "HOSPITAL",
-                "DicomCheckCalledAet": True,
-                "DicomPort": peer.dicom_port,
-                "HttpPort": peer.http_port,
-                "DicomAlwaysAllowFind": True,
-                # As older PACS do, which have never heard of this class.
-                "RejectSopClasses": [LABEL_MAP_SEGMENTATION],
-                "AuthenticationEnabled": True,
-                "RegisteredUsers": {"seg": "secret"},
-                "StorageDirectory": str(folder / "storage"),
-                "IndexDirectory": str(folder / "storage"),
-                "Plugins": ["/usr/share/orthanc/plugins/libOrthancDicomWeb.so"],
-                "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-            }
-        )
-    )
-    command = ["bwrap", "--bind", str(root), "/", "--dev", "/dev", "--proc", "/proc"]
-    command += ["--die-with-parent", "--bind", str(folder), str(folder)]
-    command += ["Orthanc", str(folder / "orthanc.json")]
-    environment = {"PATH": os.environ["PATH"], "TCP_NODELAY": "1", "LC_ALL": "C.UTF-8"}
-    with (folder / "orthanc.log").open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-        try:
-            _wait_until_listening(peer.http_port, process)
-            yield peer
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
+def running_orthanc(folder: Path) -> Iterator[OrthancServer]:
+    """Orthanc as the PACS ``HOSPITAL``, with DICOMweb; the node may send to it and query it."""
+    node = DicomPeer("node", "SEGNODE", "127.0.0.1", free_port(), may_query=True)
+    # As older PACS do, which have never heard of this class.
+    older = {"RejectSopClasses": [LABEL_MAP_SEGMENTATION]}
+    with OrthancServer(folder, ae_title="HOSPITAL", peers=[node], config_overrides=older) as pacs:
+        yield pacs
+
+
+def instance_uids(orthanc: OrthancServer) -> set[str]:
+    """What it holds, by its own REST interface."""
+    listed = orthanc.get("/instances?expand").json()
+    return {item["MainDicomTags"]["SOPInstanceUID"] for item in listed}
 
 
 @contextmanager

@@ -18,9 +18,8 @@ import pytest
 from dicom_peers import (
     SERIES,
     STUDY,
-    OrthancPeer,
     ct_instance,
-    free_port,
+    instance_uids,
     running_orthanc,
     seg_instance,
 )
@@ -29,27 +28,28 @@ from pydicom.uid import RLELossless
 
 from node.edges.dicomweb import DicomWebDestination, DicomWebPacs
 from node.errors import DeliveryRefused, NodeError, PacsUnavailable
+from tests.orthanc_server import OrthancServer, free_port
 
 
 @pytest.fixture(scope="module")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrthancPeer]:
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrthancServer]:
     with running_orthanc(tmp_path_factory.mktemp("orthanc")) as peer:
         yield peer
 
 
 @pytest.fixture
-def password_file(tmp_path: Path) -> Path:
+def password_file(orthanc: OrthancServer, tmp_path: Path) -> Path:
     path = tmp_path / "password"
-    path.write_text("secret\n")
+    path.write_text(f"{orthanc.auth[1]}\n")
     return path
 
 
-def orthanc_by_web(peer: OrthancPeer, password_file: Path, username: str = "seg") -> DicomWebPacs:
+def orthanc_by_web(peer: OrthancServer, password_file: Path) -> DicomWebPacs:
     return DicomWebPacs(
         DicomWebDestination(
             name="web",
             url=f"{peer.url}/dicom-web",
-            username=username,
+            username=peer.auth[0],
             password_file=password_file,
         )
     )
@@ -119,7 +119,7 @@ def assert_says_no_identifier(error: NodeError) -> None:
 
 
 def test_orthanc_takes_what_it_is_sent_and_names_what_it_holds(
-    orthanc: OrthancPeer, password_file: Path
+    orthanc: OrthancServer, password_file: Path
 ) -> None:
     """Native and encapsulated CT and a SEG arrive in one request, and are found by query."""
     pacs = orthanc_by_web(orthanc, password_file)
@@ -130,13 +130,13 @@ def test_orthanc_takes_what_it_is_sent_and_names_what_it_holds(
         statuses = pacs.store(sent)
         assert [status.sop_instance_uid for status in statuses] == uids
         assert all(status.accepted for status in statuses)
-    assert orthanc.instance_uids() == set(uids)
+    assert instance_uids(orthanc) == set(uids)
     assert pacs.find_instances(STUDY, SERIES) == set(uids[:2])
     assert pacs.find_instances(STUDY, "2.25.73") == {uids[2]}
     assert pacs.find_instances("2.25.404", SERIES) == set()
 
 
-def test_wrong_password_is_refused(orthanc: OrthancPeer, tmp_path: Path) -> None:
+def test_wrong_password_is_refused(orthanc: OrthancServer, tmp_path: Path) -> None:
     """A login that fails is a configuration mistake, not a reason to try for ever."""
     wrong = tmp_path / "wrong"
     wrong.write_text("guess")
@@ -149,7 +149,7 @@ def test_wrong_password_is_refused(orthanc: OrthancPeer, tmp_path: Path) -> None
 
 
 def test_uids_of_requests_stay_out_of_the_log(
-    orthanc: OrthancPeer, password_file: Path, caplog: pytest.LogCaptureFixture
+    orthanc: OrthancServer, password_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The HTTP library logs every URL; ours hold original UIDs and are not logged."""
     with caplog.at_level(logging.DEBUG):

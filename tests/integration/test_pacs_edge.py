@@ -22,9 +22,8 @@ from dicom_peers import (
     LABEL_MAP_SEGMENTATION,
     SERIES,
     STUDY,
-    OrthancPeer,
     ct_instance,
-    free_port,
+    instance_uids,
     running_orthanc,
     running_storescp,
     seg_instance,
@@ -43,10 +42,11 @@ from pynetdicom import AE, build_context, evt
 
 from node.edges.pacs import STUDY_ROOT_FIND, VERIFICATION, DicomDestination, DicomPacs, DicomTls
 from node.errors import DeliveryRefused, NodeError, PacsUnavailable
+from tests.orthanc_server import OrthancServer, free_port
 
 
 @pytest.fixture(scope="module")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrthancPeer]:
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrthancServer]:
     with running_orthanc(tmp_path_factory.mktemp("orthanc")) as peer:
         yield peer
 
@@ -87,7 +87,7 @@ def assert_says_no_identifier(error: NodeError) -> None:
         assert identifier not in f"{error} {error.remedy} {error.__cause__}"
 
 
-def test_orthanc_takes_every_syntax_and_names_what_it_holds(orthanc: OrthancPeer) -> None:
+def test_orthanc_takes_every_syntax_and_names_what_it_holds(orthanc: OrthancServer) -> None:
     """Native, implicit and encapsulated CT and a SEG arrive on one association, and are found."""
     pacs = pacs_at(orthanc.dicom_port)
     pacs.echo()
@@ -101,7 +101,7 @@ def test_orthanc_takes_every_syntax_and_names_what_it_holds(orthanc: OrthancPeer
     uids = [dcmread(BytesIO(instance)).SOPInstanceUID for instance in sent]
     assert [status.sop_instance_uid for status in statuses] == uids
     assert all(status.accepted and status.status == 0 for status in statuses)
-    assert orthanc.instance_uids() == set(uids)
+    assert instance_uids(orthanc) == set(uids)
     assert pacs.find_instances(STUDY, SERIES) == set(uids[:3])
     assert pacs.find_instances(STUDY, "2.25.73") == {uids[3]}
     assert pacs.find_instances(STUDY, "2.25.404") == set()
@@ -109,7 +109,7 @@ def test_orthanc_takes_every_syntax_and_names_what_it_holds(orthanc: OrthancPeer
     assert pacs.count_instances(STUDY, "2.25.404") == 0
 
 
-def test_sending_again_is_accepted(orthanc: OrthancPeer) -> None:
+def test_sending_again_is_accepted(orthanc: OrthancServer) -> None:
     """A step that runs twice sends twice; the destination still holds one instance."""
     pacs = pacs_at(orthanc.dicom_port)
     for _ in range(2):
@@ -117,7 +117,7 @@ def test_sending_again_is_accepted(orthanc: OrthancPeer) -> None:
         assert status.accepted
 
 
-def test_refused_sop_class_does_not_stop_the_others(orthanc: OrthancPeer) -> None:
+def test_refused_sop_class_does_not_stop_the_others(orthanc: OrthancServer) -> None:
     """This PACS refuses label map Segmentations; the CT beside it still goes."""
     statuses = pacs_at(orthanc.dicom_port).store(
         [seg_instance(sop_class=LABEL_MAP_SEGMENTATION), ct_instance(4)]
@@ -125,13 +125,13 @@ def test_refused_sop_class_does_not_stop_the_others(orthanc: OrthancPeer) -> Non
     assert [(status.accepted, status.status) for status in statuses] == [(False, 0x0122), (True, 0)]
 
 
-def test_only_refused_sop_classes_are_statuses_too(orthanc: OrthancPeer) -> None:
+def test_only_refused_sop_classes_are_statuses_too(orthanc: OrthancServer) -> None:
     """When nothing of the proposal is accepted, each instance is answered all the same."""
     (status,) = pacs_at(orthanc.dicom_port).store([seg_instance(sop_class=LABEL_MAP_SEGMENTATION)])
     assert (status.accepted, status.status) == (False, 0x0122)
 
 
-def test_negotiation_tells_what_orthanc_offers(orthanc: OrthancPeer) -> None:
+def test_negotiation_tells_what_orthanc_offers(orthanc: OrthancServer) -> None:
     """`segnode pacs check` sees services and each SOP class with each transfer syntax."""
     found = pacs_at(orthanc.dicom_port).negotiate(
         [SegmentationStorage, LABEL_MAP_SEGMENTATION], [ExplicitVRLittleEndian, JPEG2000Lossless]
@@ -157,7 +157,7 @@ def test_negotiation_of_a_peer_that_only_stores() -> None:
     assert found.storage == {(SegmentationStorage, ExplicitVRLittleEndian): True}
 
 
-def test_wrong_called_ae_title_is_refused_with_its_name(orthanc: OrthancPeer) -> None:
+def test_wrong_called_ae_title_is_refused_with_its_name(orthanc: OrthancServer) -> None:
     """A configuration mistake is not retried for ever; it is named."""
     with pytest.raises(DeliveryRefused, match="called AE title"):
         pacs_at(orthanc.dicom_port, ae_title="WRONG").echo()
