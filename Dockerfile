@@ -61,6 +61,12 @@ HEALTHCHECK --interval=60s --timeout=20s --start-period=30s \
 
 # --- worker: the hospital zone; ROLE is watch, console or worker -----------------------------------
 FROM python AS worker
+# Finds text that is burned into pixels, where a site lets a person release such images.
+RUN set -eu; \
+    apt-get update; \
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
+        tesseract-ocr tesseract-ocr-eng; \
+    rm -rf /var/lib/apt/lists/*
 RUN pip install --no-cache-dir --no-compile --constraint requirements.lock '.[hospital]'
 # Manifests and references of the models; their weights are used in the compute zone only.
 COPY models ./models

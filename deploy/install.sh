@@ -22,8 +22,9 @@ readonly stamp="$root/.segnode-root"
 readonly stamp_text="recipe $RECIPE, suite $ORTHANC_SUITE, Orthanc $ORTHANC_VERSION"
 
 # What each is for: DICOM command line tools; the broker; dciodvfy, which checks what we return;
-# the builder of Orthanc's root; the launcher that runs Orthanc in it.
-packages=(dcmtk redis-server dicom3tools mmdebstrap bubblewrap)
+# the builder of Orthanc's root; the launcher that runs Orthanc in it; the program that finds text
+# burned into pixels, and its English.
+packages=(dcmtk redis-server dicom3tools mmdebstrap bubblewrap tesseract-ocr tesseract-ocr-eng)
 
 say() { printf '%s\n' "$*"; }
 fail() { printf 'segnode setup: %s\n' "$*" >&2; exit 1; }
