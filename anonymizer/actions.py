@@ -32,12 +32,11 @@ _VALUE_FORMS = {
     "TM": re.compile(rb"\d{2}:?(\d{2}:?(\d{2}(\.\d{1,6})?)?)?"),
     "UI": re.compile(rb"[0-9.]{1,64}"),
 }
-# Values of which a whole attribute consists of nothing but numbers, times or words of binary.
-NUMBER_VRS = frozenset({"DS", "IS", "TM"})
-_NUMBERS = {
+# Whole values, of one number or time or several: kept, they stay as they are, whoever it is.
+NUMBER_FORMS = {
     vr: re.compile(rb"(?:%b) *(?:\\(?:%b) *)*" % (form.pattern, form.pattern))
     for vr, form in _VALUE_FORMS.items()
-    if vr in NUMBER_VRS
+    if vr in ("DS", "IS", "TM")
 }
 # Stands in for a removed value where the IOD demands one; says nothing about anybody.
 _DUMMIES = {
@@ -171,15 +170,6 @@ def treat(
     if action is Action.KEEP or action is Action.WALK:
         return _kept(element, policy, patient, parent, character_set)
     assert_never(action)
-
-
-def stays_as_it_is(vr: str, value: bytes) -> bool:
-    """Whether a value under ``KEEP`` is sure to stay, byte for byte, whoever the patient is."""
-    form = _NUMBERS.get(vr)
-    if form is not None:
-        return form.fullmatch(value) is not None
-    width = WORD_BYTES.get(vr)
-    return width is not None and bool(value) and len(value) % width == 0
 
 
 def dummy(vr: str) -> bytes:

@@ -70,6 +70,13 @@ def pixel_elements(
     return b""
 
 
+def frames_header(pixel_data: bytes | memoryview, *, implicit: bool) -> bytes | None:
+    """Tag, VR and length of Pixel Data that is not compressed, from what is written of it."""
+    tag, _vr, start, length = _read_header_at(pixel_data, 0, implicit, False)
+    is_plain = tag == PIXEL_DATA and start + length == len(pixel_data)
+    return bytes(pixel_data[:start]) if is_plain else None
+
+
 def _exact_frames(value: memoryview, values: Values) -> memoryview:
     """``value`` up to the end of its last frame and a padding byte (PS3.5 8.1.1)."""
     rows, columns, samples, bits = (
@@ -96,7 +103,7 @@ def _number(values: Values, tag: int) -> int:
 
 
 def _read_header_at(
-    data: bytes, position: int, implicit: bool, big_endian: bool
+    data: bytes | memoryview, position: int, implicit: bool, big_endian: bool
 ) -> tuple[int, str, int, int]:
     order = ">" if big_endian else "<"
     if implicit:
