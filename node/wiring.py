@@ -6,6 +6,7 @@ zone has a wiring of its own below, made of other settings: it cannot reach the 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
@@ -23,7 +24,7 @@ from node.settings import BadSettings, ComputeSettings, Deidentify, DicomPeer, S
 if TYPE_CHECKING:
     from celery import Celery
 
-    from anonymizer.keys import PseudonymKeys
+    from anonymizer.keys import NumberedKeys, PseudonymKeys
     from anonymizer.profile import Policy
     from anonymizer.vault import Vault
     from node.edges.dicomweb import DicomWebDestination
@@ -119,11 +120,20 @@ class Hospital:
     @cached_property
     def vault(self) -> Vault:
         """Crosswalks and outbound objects, encrypted."""
-        from anonymizer.vault import FolderRecords, Keyring, Vault
+        from anonymizer.vault import FolderRecords, Vault
 
-        keyring = Keyring("vault_key", {"vault_key": bytes.fromhex(self.secret("vault_key"))})
         records = FolderRecords(self.settings.folder("vault"))
-        return Vault(records, keyring, tenant=self.settings.deidentify.tenant)
+        return Vault(records, self.vault_keys, tenant=self.settings.deidentify.tenant)
+
+    @property
+    def vault_keys(self) -> NumberedKeys:
+        """The key-encryption keys: ``vault_key``, ``vault_key.2`` …, the last one is current."""
+        return self._numbered_keys("vault_key")
+
+    @property
+    def pseudonym_secrets(self) -> NumberedKeys:
+        """The secrets of the epochs: ``pseudonym_key``, ``pseudonym_key.2`` …."""
+        return self._numbered_keys("pseudonym_key")
 
     @cached_property
     def policy(self) -> Policy:
@@ -132,10 +142,25 @@ class Hospital:
 
     @cached_property
     def pseudonym_keys(self) -> PseudonymKeys:
-        """The keys of UIDs, patient IDs and date shifts."""
+        """The keys of UIDs, patient IDs and date shifts, in their last epoch.
+
+        Raises
+        ------
+        BadSettings
+            They are not the ones that the epoch began with, or the vault does not open.
+        """
+        from anonymizer.epochs import confirm_epoch
+        from anonymizer.errors import AnonymizerError
         from anonymizer.keys import PseudonymKeys
 
-        return PseudonymKeys.from_secret(bytes.fromhex(self.secret("pseudonym_key")))
+        secrets = self.pseudonym_secrets
+        try:
+            name = secrets.current
+            keys = PseudonymKeys.from_secret(secrets.key(name), secrets.number(name))
+            confirm_epoch(self.vault, keys)
+        except AnonymizerError as error:
+            raise BadSettings(str(error), remedy=error.remedy) from None
+        return keys
 
     @cached_property
     def destinations(self) -> Mapping[str, Pacs]:
@@ -236,6 +261,19 @@ class Hospital:
                 study_instance_uid=partial(original_study_instance_uid, vault=self.vault),
             ),
         }
+
+    def _numbered_keys(self, stem: str) -> NumberedKeys:
+        """Keys from the folder of secrets, ``SEGNODE_<STEM>``, ``SEGNODE_<STEM>_2`` …."""
+        from anonymizer.keys import NumberedKeys
+
+        variable = f"SEGNODE_{stem.upper()}"
+        given = {}
+        for name, value in os.environ.items():
+            if name == variable:
+                given[stem] = value
+            elif name.startswith(f"{variable}_"):
+                given[f"{stem}.{name[len(variable) + 1 :]}"] = value
+        return NumberedKeys(self.secret_path(stem).parent, stem, given)
 
     def dicom(self, peer: DicomPeer) -> DicomPacs:
         """The SCU of one DICOM peer."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from anonymizer.crosswalk import Crosswalk
 from anonymizer.keys import PseudonymKeys
 from anonymizer.profile import Policy
+from anonymizer.sealed_crosswalk import seal_crosswalk
 from anonymizer.series import Deidentifier
 from node.jobs import Done, Job
 from node.pipeline.identity_errors import as_node_errors
-from node.pipeline.outbound import crosswalk_record
 from node.ports import Artifacts, Instances, SealedRecords
 
 
@@ -29,14 +29,16 @@ def deidentify(
     Facts
     -----
     ``study``: the pseudonymous Study Instance UID, under which the vault keeps the crosswalk.
+    ``crosswalk``: the vault's record type that holds it.
     ``profile``: digest of the de-identification policy.
+    ``epoch``: number of the pseudonym key.
 
     Raises
     ------
     DamagedInstance, Rejected
-        An instance cannot be de-identified.
+        An instance cannot be de-identified, or the study's key was destroyed.
     IdentityUnsafe
-        Pixels may show the patient, or an identifier survived.
+        Pixels may show the patient, an identifier survived, or the vault cannot seal.
     """
     artifacts.delete(f"{job.id}/instances")  # an earlier try may have got half-way
     originals = []
@@ -47,6 +49,12 @@ def deidentify(
             artifacts.put(f"{job.id}/instances/{number:06d}.dcm", made.data)
             originals.append(made.original)
         crosswalk = Crosswalk.collect(originals)
-        study = crosswalk.pseudonymous_study_instance_uid
-        vault.seal(study, crosswalk_record(job), crosswalk.to_bytes())
-    return Done({"study": study, "profile": crosswalk.profile_digest})
+        sealed = seal_crosswalk(vault, crosswalk, epoch=keys.epoch)
+    return Done(
+        {
+            "study": sealed.study,
+            "crosswalk": sealed.record,
+            "profile": crosswalk.profile_digest,
+            "epoch": keys.epoch,
+        }
+    )

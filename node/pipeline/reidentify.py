@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from anonymizer.crosswalk import Crosswalk
 from anonymizer.reidentify import check_released, reidentify_object
+from anonymizer.sealed_crosswalk import Sealed, open_crosswalk
 from node.jobs import Done, Job
 from node.pipeline.identity_errors import as_node_errors
-from node.pipeline.outbound import crosswalk_record, outbound_record, results_of
+from node.pipeline.outbound import outbound_record, results_of
 from node.ports import Artifacts, SealedRecords
 
 
@@ -16,7 +17,10 @@ def reidentify(job: Job, *, artifacts: Artifacts, vault: SealedRecords) -> Done:
     Raises
     ------
     IdentityUnsafe
-        A reference does not resolve in the original study, or a pseudonym remains.
+        A reference does not resolve in the original study, a pseudonym remains, or the vault does
+        not open.
+    Rejected
+        The study's key was destroyed.
     """
     with as_node_errors():
         crosswalk = _crosswalk(job, vault)
@@ -35,4 +39,5 @@ def original_study_instance_uid(job: Job, *, vault: SealedRecords) -> str:
 
 
 def _crosswalk(job: Job, vault: SealedRecords) -> Crosswalk:
-    return Crosswalk.from_bytes(vault.open(job.facts["study"], crosswalk_record(job)))
+    sealed = Sealed(job.facts["study"], job.facts["crosswalk"])
+    return open_crosswalk(vault, sealed).crosswalk
