@@ -234,7 +234,7 @@ def refuse_unknown_character_sets(elements: Iterable[Element]) -> None:
                     refuse_unknown_character_sets(item)
         elif tag == SPECIFIC_CHARACTER_SET:
             terms = value.decode("latin-1").split("\\")
-            if any(term.strip("\0 ") not in python_encoding for term in terms):
+            if any(term.rstrip("\0 ").lstrip(" ") not in python_encoding for term in terms):
                 raise Unsupported("A term of SpecificCharacterSet (0008,0005) is not DICOM's")
 
 
