@@ -12,7 +12,8 @@
   the context groups of PS3.16 about anatomy, contrast and acquisition that pydicom ships, and of
   the list below.
 
-``safe_private.json`` is written by hand out of PS3.15 Table E.3.10-1.
+``safe_private.json`` is written by hand out of PS3.15 Table E.3.10-1, whose selection its header
+states; tests/conformance/test_ps315_safe_private.py holds it to pydicom's private dictionary.
 """
 
 from __future__ import annotations
