@@ -1,8 +1,9 @@
 """What recurs in a series, learned from one instance, and how to make others of its kind.
 
 Bytes that recur have an output that recurs; the rest is treated attribute by attribute, most of it
-by a rule of :mod:`anonymizer.varying`. The output as a whole is searched for the patient's
-identifiers every time, by eyes that know nothing of templates.
+by a rule of :mod:`anonymizer.varying`, and what becomes of it is searched for the patient's
+identifiers every time. What recurs was searched where it was learned: the same bytes, for the same
+identifiers.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class Template:
         parts[2::2] = outputs
         header = b"".join(parts)
         others = b"".join([outputs[place] for place in found.others])
-        self._verify(header, others, pixel_data, patient)
+        self._verify(header, outputs, others, pixel_data, patient)
         dataset = data[meta.end : found.end]
         return DeidentifiedInstance(
             header=header,
@@ -191,11 +192,19 @@ class Template:
         return element._replace(vr=settled_vr(element.vr, signed))
 
     def _verify(
-        self, header: bytes, others: bytes, pixel_data: bytes | memoryview, patient: Patient
+        self,
+        header: bytes,
+        outputs: Iterable[bytes],
+        others: bytes,
+        pixel_data: bytes | memoryview,
+        patient: Patient,
     ) -> None:
-        """What no rule settled is read again; the whole is searched, and read if need be."""
+        """What varies is searched; where anything is found, the whole is read again.
+
+        What recurs was verified where it was learned, but not for the UIDs of this instance.
+        """
         new = [uid.encode("ascii") for uid in patient.uids if uid not in self.patient.uids]
-        suspicious = may_hold(header, (*self.texts, *new))
+        suspicious = may_hold(b"".join(outputs), self.texts) or may_hold(header, new)
         if not (others or suspicious or self.syntax.is_encapsulated):
             return
         residual = self.residual.with_uids(patient.uids)

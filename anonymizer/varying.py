@@ -15,16 +15,28 @@ from typing import Protocol
 from pydicom._dicom_dict import DicomDictionary
 
 from anonymizer.actions import NUMBER_FORMS, Patient, has_dictionary_vr
-from anonymizer.encoding import WORD_BYTES, Element, element_header
+from anonymizer.encoding import UNDEFINED, WORD_BYTES, Element, element_header
 from anonymizer.identity import NUMBER_TAGS
 from anonymizer.profile import Action, ClassPolicy
-from anonymizer.scan import Irregular, scan_element
+from anonymizer.scan import Irregular
 
 _ONE_UID = re.compile(rb"[0-9.]{1,64}\0?")
 _TIME_OF_A_DAY = re.compile(rb"(\d{8})(\d{6}(?:\.\d{1,6})?) ?")
 # As the length of a plain value: so great a one may be a VR where there should be none.
 _TOO_LONG = 0x4141
-_ITEM = b"\xfe\xff\x00\xe0"
+_ITEM, _ITEM_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\x0d\xe0\0\0\0\0"
+_SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
+_UNDEFINED = b"\xff\xff\xff\xff"
+# An item with Referenced SOP Class UID and Referenced SOP Instance UID, by whether VR is implicit.
+REFERENCED_SOP_CLASS_UID, REFERENCED_SOP_INSTANCE_UID = 0x00081150, 0x00081155
+_REFERENCE = {
+    implicit: re.compile(
+        rb"%b(.{4})(\x08\0\x50\x11%b)(%b)([0-9.]{1,64}\0?)(\x08\0\x55\x11%b)(%b)([0-9.]{1,64}\0?)"
+        rb"(%b)?" % (_ITEM, vr, length, vr, length, re.escape(_ITEM_END)),
+        re.DOTALL,
+    )
+    for implicit, vr, length in ((False, b"UI", b".{2}"), (True, b"", b".{4}"))
+}
 
 
 class Rule(Protocol):
@@ -64,7 +76,7 @@ class Gone:
 OTHER, GONE = Other(), Gone()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Digits:
     """Numbers or times in digits, which stay as they are."""
 
@@ -89,7 +101,7 @@ class Digits:
         return end, data[start - self.header_bytes : end]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Words:
     """Numbers in binary, which stay as they are."""
 
@@ -105,7 +117,7 @@ class Words:
         return end, data[start - self.header_bytes : end]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OneUid:
     """One UID, replaced if it names an instance."""
 
@@ -125,7 +137,7 @@ class OneUid:
         return end, b"".join((self.header, len(value).to_bytes(self.length_bytes, "little"), value))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TimeOfADay:
     """Date and time, moved by as many days as the date alone was elsewhere in the instance."""
 
@@ -144,43 +156,48 @@ class TimeOfADay:
         return end, b"".join((self.header, len(value).to_bytes(self.length_bytes, "little"), value))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class References:
-    """A sequence whose items hold nothing but UIDs: of instances, and of the classes they are."""
+    """A sequence of nothing but references to instances (PS3.3 Table 10-11)."""
 
     tag: int
-    header_bytes: int
     implicit: bool
-    policy: ClassPolicy = field(repr=False)
+    replaced: bool
 
     def settled(self, data: bytes, start: int, length: int, patient: Patient) -> tuple[int, bytes]:
-        """The sequence with its references replaced."""
-        element, end = scan_element(data, start - self.header_bytes, implicit=self.implicit)
-        body = b""
-        for item in element.value:
-            if not item or not isinstance(item, list):
+        """The sequence with its references replaced, all lengths explicit."""
+        undefined = length == UNDEFINED
+        position, end = start, len(data) if undefined else start + length
+        if end > len(data):
+            raise Irregular
+        items = []
+        while position < end and not (undefined and data.startswith(_SEQUENCE_END, position)):
+            found = _REFERENCE[self.implicit].match(data, position, end)
+            if found is None:
                 raise Irregular
-            leaves = b"".join([self._leaf(leaf, patient) for leaf in item])
-            body += _ITEM + len(leaves).to_bytes(4, "little") + leaves
+            items.append(self._item(found, patient))
+            position = found.end()
+        body = b"".join(items)
         if not body:
             raise Irregular
+        end = position + len(_SEQUENCE_END) if undefined else end
         return end, element_header(self.tag, "SQ", len(body), self.implicit) + body
 
-    def _leaf(self, leaf: Element, patient: Patient) -> bytes:
-        tag, vr, value = leaf
-        action = self.policy.action(self.tag, tag)
-        if (
-            vr != "UI"
-            or action not in (Action.UID, Action.KEEP)
-            or not has_dictionary_vr(tag, vr)
-            or not isinstance(value, bytes)
-            or len(value) % 2
-            or not _ONE_UID.fullmatch(value)
-        ):
+    def _item(self, found: re.Match[bytes], patient: Patient) -> bytes:
+        length, before, class_bytes, sop_class, between, uid_bytes, uid, item_end = found.groups()
+        content = found.end(7) - found.start(2)
+        if length != (_UNDEFINED if item_end else content.to_bytes(4, "little")):
             raise Irregular
-        if action is Action.UID:
-            value = _pseudonym_of(value, patient)
-        return element_header(tag, vr, len(value), self.implicit) + value
+        for stated, value in ((class_bytes, sop_class), (uid_bytes, uid)):
+            if int.from_bytes(stated, "little") != len(value) or len(value) % 2:
+                raise Irregular
+        if self.replaced:
+            new = _pseudonym_of(uid, patient)
+            content += len(new) - len(uid)
+            uid, uid_bytes = new, len(new).to_bytes(len(uid_bytes), "little")
+        parts = (_ITEM, content.to_bytes(4, "little"), before, class_bytes, sop_class, between,
+                 uid_bytes, uid)  # fmt: skip
+        return b"".join(parts)
 
 
 def rule_for(
@@ -215,8 +232,12 @@ def rule_for(
         return OTHER
     header_bytes = len(header) + length_bytes
     if vr == "SQ":
+        kept = policy.action(tag, REFERENCED_SOP_CLASS_UID) is Action.KEEP
+        uid_action = policy.action(tag, REFERENCED_SOP_INSTANCE_UID)
         walked = action in (Action.KEEP, Action.WALK)
-        return References(tag, header_bytes, implicit, policy) if walked else OTHER
+        if not (walked and kept and uid_action in (Action.KEEP, Action.UID)):
+            return OTHER
+        return References(tag, implicit, uid_action is Action.UID)
     if vr == "DT":
         return TimeOfADay(header, length_bytes) if action is Action.SHIFT else OTHER
     if vr == "UI" and action in (Action.UID, Action.KEEP):
