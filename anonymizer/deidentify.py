@@ -282,15 +282,17 @@ def with_written_elements(
         ]
         for code, meaning in policy.methods
     ]
-    method = f"segnode PS3.15 {policy.edition[:5]}; {policy.digest[:16]}"
+    exceptions = "" if codes else " with exceptions"
+    method = f"segnode PS3.15 {policy.edition[:5]}{exceptions}; {policy.digest[:16]}"
     written = {
         PATIENT_NAME: Element(PATIENT_NAME, "PN", patient.name.encode("ascii")),
         PATIENT_ID: Element(PATIENT_ID, "LO", patient.pseudonym.encode("ascii")),
         0x00120062: Element(0x00120062, "CS", b"YES"),
         0x00120063: Element(0x00120063, "LO", method.encode("ascii")),
-        0x00120064: Element(0x00120064, "SQ", codes),
         0x00280303: Element(0x00280303, "CS", policy.temporal_information.encode("ascii")),
     }
+    if codes:
+        written[0x00120064] = Element(0x00120064, "SQ", codes)
     for tag, attribute_type in patient_study_attributes().items():
         if attribute_type == "2" and not any(element.tag == tag for element in elements):
             written.setdefault(tag, Element(tag, dictionary_VR(tag), b""))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -27,7 +28,7 @@ from anonymizer.identity import NUMBER_TAGS
 from anonymizer.options import BASIC_METHOD, DEFAULT_OPTIONS, Option, checked_options
 
 # Raise it when the actions change their meaning: outputs of two versions are told apart by digest.
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 
 
 class Action(Enum):
@@ -80,13 +81,6 @@ CLASS_UID_WORDS = ("SOPClass", "TransferSyntax", "CodingSchemeUID", "ContextUID"
 CODED_ENTRY = frozenset({0x00080100, 0x00080102, 0x00080103, 0x00080104, 0x00080119, 0x00080120})
 # Written anew in every output.
 WRITTEN_TAGS = frozenset({0x00120062, 0x00120063, 0x00120064, 0x00280303})
-# Options of PS3.15 E.3 that a recipe claims by keeping what the option retains.
-CLAIMED_BY_KEEPING = (
-    Option.CLEAN_DESCRIPTORS,
-    Option.RETAIN_PATIENT_CHARACTERISTICS,
-    Option.RETAIN_DEVICE_IDENTITY,
-    Option.RETAIN_INSTITUTION_IDENTITY,
-)
 
 
 class PrivateAttribute(NamedTuple):
@@ -136,7 +130,8 @@ class Policy:
     additions: Mapping[int, str] = field(default_factory=dict, repr=False)
     """Attributes that a recipe adds."""
     methods: tuple[tuple[str, str], ...] = (BASIC_METHOD,)
-    """(code, meaning) of DeidentificationMethodCodeSequence: exactly what is done."""
+    """(code, meaning) of DeidentificationMethodCodeSequence: exactly what is done. None where a
+    recipe keeps what neither the basic profile nor an option of it lets stay."""
     options: frozenset[Option] = frozenset()
     retained: frozenset[int] = frozenset()
     """Attributes that an option keeps as they are: their values are not looked for elsewhere."""
@@ -159,7 +154,8 @@ class Policy:
         """Longitudinal Temporal Information Modified (0028,0303), PS3.3 C.12.1."""
         if Action.SHIFT.value in self.codes.values():
             return "MODIFIED"
-        return "UNMODIFIED" if Option.RETAIN_FULL_DATES in self.options else "REMOVED"
+        kept = (self.codes[tag] == Action.KEEP.value for tag in _times_of_study())
+        return "UNMODIFIED" if any(kept) else "REMOVED"
 
     @property
     def digest(self) -> str:
@@ -169,8 +165,9 @@ class Policy:
     @cached_property
     def with_clean_pixels(self) -> Policy:
         """The same policy for an image whose pixels were cleaned, which it claims (113101)."""
-        methods = {*self.methods, Option.CLEAN_PIXEL_DATA.method} - {BASIC_METHOD}
-        return replace(self, methods=(BASIC_METHOD, *sorted(methods)))
+        if not self.methods:
+            return self
+        return replace(self, methods=method_codes({*self.methods, Option.CLEAN_PIXEL_DATA.method}))
 
     def for_sop_class(self, sop_class_uid: str) -> ClassPolicy:
         """The policy with every compound code resolved.
@@ -201,11 +198,10 @@ def profile_with(options: frozenset[Option]) -> Policy:
     """
     options = checked_options(options)
     table = _table("ps315_e1_1.json")
-    rows = {row["tag"]: row for row in table["rows"]}
     codes = {}
     retained = set()
     for tag, (vr, _vm, _name, _retired, keyword) in DicomDictionary.items():
-        row = rows.get(f"{tag >> 16:04X},{tag & 0xFFFF:04X}")
+        row = table_rows().get(tag)
         if row is None:
             codes[tag] = _default_code(tag, vr, keyword, options)
         else:
@@ -218,10 +214,7 @@ def profile_with(options: frozenset[Option]) -> Policy:
     return Policy(
         codes=codes,
         # Clean pixels are claimed by the images that were cleaned: Policy.with_clean_pixels.
-        methods=(
-            BASIC_METHOD,
-            *sorted(option.method for option in options - {Option.CLEAN_PIXEL_DATA}),
-        ),
+        methods=method_codes(option.method for option in options - {Option.CLEAN_PIXEL_DATA}),
         options=options,
         retained=frozenset(retained),
         safe_private=_safe_private() if Option.RETAIN_SAFE_PRIVATE in options else {},
@@ -229,32 +222,22 @@ def profile_with(options: frozenset[Option]) -> Policy:
     )
 
 
-def with_recipe_actions(
-    policy: Policy,
-    actions: Mapping[int, Action],
-    constants: Mapping[int, str],
-    additions: Mapping[int, str],
-) -> Policy:
-    """``policy`` with a site's own actions laid over it, and the options that they amount to."""
-    keeping = (Action.KEEP, Action.CAP_AGE, Action.CLEAN)
-    kept = {tag for tag, action in actions.items() if action in keeping}
-    claims = {*policy.methods, *_claimed_options(kept)} - {BASIC_METHOD}
-    if Action.SHIFT in actions.values():
-        claims.add(Option.RETAIN_MODIFIED_DATES.method)
-    return replace(
-        policy,
-        codes={**policy.codes, **{tag: action.value for tag, action in actions.items()}},
-        constants=dict(constants),
-        additions=dict(additions),
-        methods=(BASIC_METHOD, *sorted(claims)),
-        retained=policy.retained - actions.keys(),
-    )
+def method_codes(methods: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """The basic profile, and ``methods`` by code."""
+    return (BASIC_METHOD, *sorted(set(methods) - {BASIC_METHOD}))
 
 
 def supported_sop_classes() -> Mapping[str, Any]:
     """SOP Class UID to its attribute Types."""
     classes: Mapping[str, Any] = _table("iod_types.json")["sop_classes"]
     return classes
+
+
+@cache
+def table_rows() -> Mapping[int, Mapping[str, str]]:
+    """The rows of Table E.1-1 that are about one attribute each, by tag."""
+    rows = {row["tag"].replace(",", ""): row for row in _table("ps315_e1_1.json")["rows"]}
+    return {int(tag, 16): row for tag, row in rows.items() if re.fullmatch("[0-9A-F]{8}", tag)}
 
 
 def patient_study_attributes() -> Mapping[int, str]:
@@ -320,13 +303,14 @@ def _default_code(tag: int, vr: str, keyword: str, options: frozenset[Option]) -
     return Action.KEEP.value
 
 
-def _claimed_options(kept: Iterable[int]) -> tuple[tuple[str, str], ...]:
-    rows = {row["tag"]: row for row in _table("ps315_e1_1.json")["rows"]}
-    kept_rows = [rows.get(f"{tag >> 16:04X},{tag & 0xFFFF:04X}", {}) for tag in kept]
+@cache
+def _times_of_study() -> tuple[int, ...]:
+    """Dates and times that tell when the patient was there; not those of the device's upkeep."""
+    when, device = Option.RETAIN_FULL_DATES.column, Option.RETAIN_DEVICE_IDENTITY.column
     return tuple(
-        option.method
-        for option in CLAIMED_BY_KEEPING
-        if any(option.column in row for row in kept_rows)
+        tag
+        for tag, row in table_rows().items()
+        if tag in DicomDictionary and when in row and device not in row
     )
 
 
