@@ -154,7 +154,7 @@ class Vault:
 
     def studies(self) -> list[str]:
         """Every pseudonymous study, in order, also the destroyed ones."""
-        return [study for study in self.records.studies() if _STUDY.fullmatch(study)]
+        return [study for study in self.records.studies() if self.knows(study)]
 
     def knows(self, study: str) -> bool:
         """Whether there is anything under this pseudonymous study, if only a tombstone."""
@@ -184,19 +184,24 @@ class Vault:
     # -- the blind index ---------------------------------------------------------------------
 
     def remember(self, study: str, keyword: str, value: str) -> None:
-        """Let :meth:`find` find the study by the original ``value`` of attribute ``keyword``."""
+        """Let :meth:`find` find the study by the original ``value`` of attribute ``keyword``.
+
+        Raises
+        ------
+        StudyDestroyed
+            The study was shredded.
+        """
         value = value.strip()
         if not value:
             return
         entry = self._index_entry(keyword, value)
-        try:
-            if self.records.read(entry, study) is not None:
+        with self.records.lock(study):
+            self._refuse_destroyed(study)
+            try:
                 self._check_entry(entry, study)
-                return
-        except RecordAltered:  # written again
-            pass
-        sealed = _seal(self._index_key(), b"", self._bound(study, entry))
-        self.records.write(entry, study, sealed)
+            except RecordAltered:  # not there yet, or to be written again
+                sealed = _seal(self._index_key(), b"", self._bound(study, entry))
+                self.records.write(entry, study, sealed)
 
     def find(self, keyword: str, value: str) -> list[str]:
         """The pseudonymous studies whose original attribute ``keyword`` has this ``value``.

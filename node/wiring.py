@@ -125,12 +125,12 @@ class Hospital:
         records = FolderRecords(self.settings.folder("vault"))
         return Vault(records, self.vault_keys, tenant=self.settings.deidentify.tenant)
 
-    @property
+    @cached_property
     def vault_keys(self) -> NumberedKeys:
         """The key-encryption keys: ``vault_key``, ``vault_key.2`` …, the last one is current."""
         return self._numbered_keys("vault_key")
 
-    @property
+    @cached_property
     def pseudonym_secrets(self) -> NumberedKeys:
         """The secrets of the epochs: ``pseudonym_key``, ``pseudonym_key.2`` …."""
         return self._numbered_keys("pseudonym_key")

@@ -24,10 +24,12 @@ def reidentify(job: Job, *, artifacts: Artifacts, vault: SealedRecords) -> Done:
     """
     with as_node_errors():
         crosswalk = _crosswalk(job, vault)
-        for result in results_of(job):
+        results = results_of(job)
+        siblings = frozenset(result.sop_instance_uid for result in results)
+        for result in results:
             pseudonymous = artifacts.get(f"{job.id}/results/{result.name}.dcm")
             released = reidentify_object(pseudonymous, crosswalk)
-            check_released(released, crosswalk)
+            check_released(released, crosswalk, siblings=siblings)
             vault.seal(job.facts["study"], outbound_record(job, result), released)
     return Done()
 

@@ -411,9 +411,11 @@ def test_a_killed_writer_leaves_every_record_whole(tmp_path: Path) -> None:
                 assert writer.stdout.readline(), "the writer failed by itself"
             writer.kill()
         for study in vault.studies():
+            if not vault.names(study):  # killed between its key and its first record
+                continue
             data = vault.open(study, "crosswalk")
             assert len(data) == 20000
             assert len(set(data)) == 1
             opened += 1
-        assert vault.find("PatientID", "A") == vault.studies()
+        assert set(vault.find("PatientID", "A")) <= set(vault.studies())
     assert opened >= 20
