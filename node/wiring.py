@@ -43,7 +43,7 @@ ORTHANC_USER = "segnode"
 def policy_with(settings: Deidentify) -> Policy:
     """The basic profile of PS3.15, the options of PS3.15 E.3, and a site's recipe over them."""
     from anonymizer.errors import AnonymizerError
-    from anonymizer.options import Option, options_named
+    from anonymizer.options import options_named
     from anonymizer.profile import profile_with
     from anonymizer.recipe import apply_recipe
 
@@ -56,12 +56,6 @@ def policy_with(settings: Deidentify) -> Policy:
             "deidentify.options: retain-uids would let original UIDs reach the compute zone, and "
             "a result could not be told from its source on the way back",
             remedy="Leave it out here; `python -m anonymizer` has it for exports.",
-        )
-    if Option.CLEAN_PIXEL_DATA in policy.options:
-        raise BadSettings(
-            "deidentify.options: the node does not clean pixels by itself, because a person has "
-            "to look at what was blanked",
-            remedy="Leave clean-pixel-data out; `python -m anonymizer` has it, with previews.",
         )
     try:
         return apply_recipe(policy, settings.recipe) if settings.recipe else policy
