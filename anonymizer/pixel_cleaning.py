@@ -14,7 +14,7 @@ can be read any more, or if a person has looked at what would leave.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 
 from PIL import Image, ImageDraw
@@ -159,16 +159,28 @@ def clean_pixels(data: bytes, *, rectangles: bool = True, ocr: bool = True) -> C
     )
 
 
+def deidentify_blanked(
+    data: bytes, regions: Iterable[Region], policy: Policy, keys: PseudonymKeys
+) -> DeidentifiedInstance:
+    """De-identify an image with these regions blanked, and say so (code 113101).
+
+    Its way back leads to the instance as it was. Raises what :func:`blanked` and
+    :func:`anonymizer.deidentify.deidentify_instance` raise: kinds of objects that are drawn as a
+    whole (Secondary Capture, ultrasound) stay held.
+    """
+    made = deidentify_instance(blanked(data, regions), policy.with_clean_pixels, keys)
+    return replace(made, original=replace(made.original, header=read_instance(data).header))
+
+
 def deidentify_with_clean_pixels(
     data: bytes, policy: Policy, keys: PseudonymKeys, *, rectangles: bool = True, ocr: bool = True
 ) -> tuple[DeidentifiedInstance, Cleaned]:
-    """De-identify an image after its pixels were cleaned, and say so (code 113101).
+    """De-identify an image after its pixels were cleaned.
 
-    Raises what :func:`clean_pixels` and :func:`anonymizer.deidentify.deidentify_instance` raise:
-    kinds of objects that are drawn as a whole (Secondary Capture, ultrasound) stay held.
+    Raises what :func:`clean_pixels` and :func:`deidentify_blanked` raise.
     """
     cleaned = clean_pixels(data, rectangles=rectangles, ocr=ocr)
-    return deidentify_instance(cleaned.data, policy.with_clean_pixels, keys), cleaned
+    return deidentify_blanked(data, cleaned.regions, policy, keys), cleaned
 
 
 # ---------------------------------------------------------------- what to blank

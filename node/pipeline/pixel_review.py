@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from anonymizer.deidentify import DeidentifiedInstance, deidentify_instance
+from anonymizer.deidentify import DeidentifiedInstance
 from anonymizer.errors import AnonymizerError, BurnedInText, OcrUnavailable
 from anonymizer.keys import PseudonymKeys
-from anonymizer.pixel_cleaning import Region, blanked, find_regions, preview_png
+from anonymizer.pixel_cleaning import Region, deidentify_blanked, find_regions, preview_png
 from anonymizer.profile import Policy
 from node.errors import IdentityUnsafe
 from node.jobs import Job
@@ -85,7 +85,7 @@ def examined(
     try:
         findings = find_regions(data)
         image = replace(image, frames=findings.frames, regions=findings.regions)
-        _deidentified(data, findings.regions, policy, keys)
+        deidentify_blanked(data, findings.regions, policy, keys)
     except OcrUnavailable:
         raise
     except AnonymizerError as error:
@@ -133,7 +133,7 @@ def deidentified_as_released(
     """The de-identified instance with the regions blanked that a person has seen."""
     for image in review.images:
         if image.instance_id == instance_id:
-            return _deidentified(data, image.regions, policy, keys)
+            return deidentify_blanked(data, image.regions, policy, keys)
     raise BurnedInText("The image is not among those that a person has released")
 
 
@@ -168,12 +168,6 @@ def held_for_review(review: Review) -> IdentityUnsafe:
         remedy="Look at the pictures under Details; release them with what is outlined blanked, "
         "or leave them here.",
     )
-
-
-def _deidentified(
-    data: bytes, regions: Iterable[Region], policy: Policy, keys: PseudonymKeys
-) -> DeidentifiedInstance:
-    return deidentify_instance(blanked(data, regions), policy.with_clean_pixels, keys)
 
 
 def _held_image(plain: Mapping[str, Any]) -> HeldImage:
