@@ -138,8 +138,8 @@ def _parser() -> argparse.ArgumentParser:
         "--previews",
         type=Path,
         metavar="DIR",
-        help="with clean-pixel-data: pictures of what was blanked, before and after; "
-        "they show the patient",
+        help="with clean-pixel-data: pictures of what was blanked, regions outlined; "
+        "look at them before anything leaves",
     )
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="the site's own rules (*.deid)")
     parser.add_argument(

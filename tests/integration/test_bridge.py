@@ -293,7 +293,7 @@ def test_a_study_that_orthanc_has_not_makes_no_job(orthanc: OrthancServer) -> No
 def test_a_held_image_is_shown_and_released_through_orthanc(
     orthanc: OrthancServer, node: ConsoleNode
 ) -> None:
-    """The picture is drawn from Orthanc's copy and kept by nobody; a POST of our page lets it go."""
+    """The picture is drawn from Orthanc's copy and kept by nobody; our page lets it go."""
     instance = part10(drawn_image(SOPInstanceUID=generate_uid()))
     instance_id = orthanc.upload(instance)
     job = node.job(step=StepName.DEIDENTIFY)
