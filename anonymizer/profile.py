@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from pydicom._dicom_dict import DicomDictionary
 
+from anonymizer.closed_lists import CLOSED_LISTS, KNOWN_SCHEMES
 from anonymizer.errors import Unsupported
 from anonymizer.identity import NUMBER_TAGS
 from anonymizer.options import BASIC_METHOD, DEFAULT_OPTIONS, Option, checked_options
@@ -370,6 +371,9 @@ def _digest(policy: Policy) -> str:
         "retained": sorted(policy.retained),
         "safe_private": sorted([*key, vr] for key, vr in policy.safe_private.items()),
         "types": supported_sop_classes(),
+        "closed_lists": {f"{tag:08X}": sorted(terms) for tag, terms in CLOSED_LISTS.items()},
+        "schemes": sorted(scheme.decode("ascii") for scheme in KNOWN_SCHEMES),
+        "descriptor_words": _table("descriptor_words.json")["words"],
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()

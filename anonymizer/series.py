@@ -116,6 +116,8 @@ class Deidentifier:
         if previous is None or previous.kind != self._previous.kind:
             return None
         differing = _differing(previous.elements, self._previous.elements)
+        if not differing:
+            return None  # the same instance again: no lesson
         if not all(_may_vary(tag, self._policy) for tag in differing):
             self._varying = ALWAYS_VARY
             return None

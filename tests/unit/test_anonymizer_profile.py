@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
 from pydicom.uid import CTImageStorage, PositronEmissionTomographyImageStorage
 
+from anonymizer import profile
 from anonymizer.errors import Unsupported
 from anonymizer.profile import (
     BULK_VRS,
@@ -120,3 +123,15 @@ def test_coded_entries_are_kept_only_inside_sequences() -> None:
     for tag in CODED_ENTRY:
         assert policy.action(0, tag) is Action.REMOVE
         assert policy.action(0x00082218, tag) is Action.KEEP
+
+
+@pytest.mark.parametrize("name", ["CLOSED_LISTS", "KNOWN_SCHEMES", "ENGINE_VERSION"])
+def test_digest_changes_with_the_terms_that_may_stay(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A term more or less in a closed list makes other outputs, so it is another policy."""
+    less = {"CLOSED_LISTS": {}, "KNOWN_SCHEMES": frozenset(), "ENGINE_VERSION": 0}
+    before = basic_policy().digest
+    monkeypatch.setattr(profile, name, less[name])
+    # The digest of a policy is remembered, so a new one is asked.
+    assert dataclasses.replace(basic_policy()).digest != before
