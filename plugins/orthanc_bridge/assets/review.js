@@ -51,8 +51,8 @@ function pictures(job, image, number) {
           alt: `${name} as it would leave` })),
       el("figcaption", {},
         el("strong", {}, name),
-        image.problem && el("p", { className: "segnode-problem" }, image.problem),
-        el("p", { className: "segnode-soft" }, image.reason),
+        image.problem ? el("p", { className: "segnode-problem" }, image.problem) : null,
+        image.problem !== image.reason ? el("p", { className: "segnode-soft" }, image.reason) : null,
         image.regions.length
           ? el("ol", {}, ...image.regions.map(rule))
           : el("p", { className: "segnode-soft" }, "No text was found: nothing would be blanked.")));
