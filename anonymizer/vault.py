@@ -51,6 +51,7 @@ __all__ = ["FolderRecords", "Keyring", "MAX_RECORD_BYTES", "RecordStore", "Vault
 
 VERSION = 2
 _RECORD, _KEY = b"SNV2", b"SNK2"
+_VERSION_1 = b"SNV1"
 _NONCE_BYTES, _TAG_BYTES, _CHECK_BYTES, _DATA_KEY_BYTES = 12, 16, 8, 32
 _LENGTH = struct.Struct("<Q")
 _KEY_RECORD, _TOMBSTONE = "key", "destroyed"
@@ -125,8 +126,7 @@ class Vault:
             raise CrosswalkMissing(f"The vault holds no {record_type!r} record for this study")
         what = f"vault record {record_type!r}"
         start = len(_RECORD) + _LENGTH.size
-        if not sealed.startswith(_RECORD[: len(sealed)]):
-            raise RecordAltered(f"The {what} has an unknown form")
+        _refuse_other_form(sealed, _RECORD, what)
         if len(sealed) < start or _LENGTH.unpack_from(sealed, 4)[0] != len(sealed) - start:
             raise RecordTruncated(f"The {what} has not the length that it was written with")
         opened = _open(data_key, sealed[start:], self._bound(study, record_type), what)
@@ -335,8 +335,7 @@ def _open(key: bytes, sealed: bytes, associated: bytes, what: str) -> bytes:
 def _parts(wrapped: bytes) -> tuple[str, bytes, bytes]:
     """Name and check value of the key-encryption key, and the sealed data key."""
     start = len(_KEY) + 1
-    if not wrapped.startswith(_KEY[: len(wrapped)]):
-        raise RecordAltered("The key record of the study has an unknown form")
+    _refuse_other_form(wrapped, _KEY, "key record of the study")
     size = wrapped[len(_KEY)] if len(wrapped) >= start else 0
     end = start + size + _CHECK_BYTES
     if len(wrapped) != end + _NONCE_BYTES + _DATA_KEY_BYTES + _TAG_BYTES:
@@ -348,6 +347,16 @@ def _parts(wrapped: bytes) -> tuple[str, bytes, bytes]:
     except (UnicodeDecodeError, VaultError):
         raise RecordAltered("The key record of the study was altered") from None
     return name, wrapped[start + size : end], wrapped[end:]
+
+
+def _refuse_other_form(data: bytes, form: bytes, what: str) -> None:
+    if data.startswith(_VERSION_1):
+        raise VaultError(
+            f"The {what} was sealed by an earlier version, which this one does not read",
+            remedy="Remove the study's folder from the vault and process its series again.",
+        )
+    if not data.startswith(form[: len(data)]):
+        raise RecordAltered(f"The {what} has an unknown form")
 
 
 def _check_value(key: bytes) -> bytes:

@@ -130,7 +130,8 @@ def _secrets(hospital: Hospital) -> Iterator[Finding]:
 
 
 def _keys(hospital: Hospital) -> Iterator[Finding]:
-    if not hospital.vault_keys.names() and not hospital.pseudonym_secrets.names():
+    none = not hospital.vault_keys.names() and not hospital.pseudonym_secrets.names()
+    if none and not hospital.vault.records.studies():
         yield Finding("note", "keys", "not made yet", "`segnode up` makes them.")
         return
     for use in vault_keys.key_uses(hospital):

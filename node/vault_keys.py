@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,7 +102,8 @@ def rotate(hospital: Hospital, report: Callable[[int, int], None]) -> Rotated:
     with as_node_errors():
         made = not _outdated(vault)
         if made:
-            keys.create(1 + max(_numbers(keys, vault), default=0))
+            with suppress(FileExistsError):  # a second rotation, at the same moment, was first
+                keys.create(1 + max(_numbers(keys, vault), default=0))
         name = keys.current
         rewrapped, problems = 0, Counter[str]()
         for _ in range(_PASSES):
@@ -172,7 +174,8 @@ def new_epoch(hospital: Hospital) -> int:
                 f"The key of epoch {newest} is there and the epoch has not begun",
                 remedy="Start the node (`segnode up`): it begins the epoch.",
             )
-        secrets.create(1 + max(newest, *begun, 0))
+        with suppress(FileExistsError):  # somebody else was first
+            secrets.create(1 + max(newest, *begun, 0))
         return secrets.number(secrets.current)
 
 
