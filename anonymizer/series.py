@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from pydicom._dicom_dict import DicomDictionary
 
@@ -63,66 +62,85 @@ DECISIVE_TAGS = PIXEL_JUDGEMENT_TAGS | WRITTEN_TAGS | NUMBER_TAGS | frozenset({
 ALWAYS_VARY = frozenset({0x00020000, 0x00020003, SOP_INSTANCE_UID})
 
 
-class _Sample(NamedTuple):
-    """What is remembered of an instance until the next."""
-
-    kind: tuple[str, str]
-    """Transfer Syntax and SOP Class UID."""
-    elements: dict[int, bytes]
-    """Top-level elements up to the pixel data, file meta information too, as they stand."""
+# How many series are remembered at a time: a study's arrive in turns.
+REMEMBERED_SERIES = 8
 
 
 class Deidentifier:
     """De-identifies instances under one policy and remembers what recurs from one to the next.
 
-    For the instances of one series, in any order; those of other series, patients or kinds in
-    between cost time, nothing else. Not for use by two threads at once.
+    For instances of any series in any order; where few of a kind are near each other it costs time,
+    nothing else. Not for use by two threads at once.
     """
 
     def __init__(self, policy: Policy, keys: PseudonymKeys) -> None:
+        self.reused = 0
+        """How many instances were made with what others of their series had taught."""
         self._policy = policy
         self._keys = keys
-        self._template: Template | None = None
-        self._previous: _Sample | None = None
-        self._varying = ALWAYS_VARY
+        self._memories: dict[tuple[str, str, str], _Memory] = {}
+        """The latest last."""
 
     def deidentify(self, source: bytes | Path) -> DeidentifiedInstance:
         """What :func:`anonymizer.deidentify.deidentify_instance` returns, and raises."""
         data = source.read_bytes() if isinstance(source, Path) else source
-        if self._template is not None:
-            made = self._template.deidentified(data)
+        for template in self.templates():
+            made = template.deidentified(data)
             if made is not None:
+                self.reused += 1
                 return made
         instance = read_instance(data, pixels_required=False)
         treatment = treated(instance, self._policy, self._keys)
         result = released(instance, treatment, self._policy)
-        self._template = self._learned(data, instance, treatment, result)
+        kind = (
+            result.original.series_instance_uid,
+            instance.sop_class_uid,
+            instance.transfer_syntax_uid,
+        )
+        memory = self._memories.pop(kind, None) or _Memory()
+        memory.learn(data, instance, treatment, result, self._policy)
+        self._memories[kind] = memory
+        if len(self._memories) > REMEMBERED_SERIES:
+            del self._memories[next(iter(self._memories))]
         return result
 
-    def _learned(
-        self, data: bytes, instance: Instance, treatment: Treated, result: DeidentifiedInstance
-    ) -> Template | None:
-        """A template from this instance and the one before it, if they are of a kind."""
-        previous, self._previous = self._previous, None
+    def templates(self) -> list[Template]:
+        """What was learned so far, the latest first."""
+        memories = reversed(self._memories.values())
+        return [memory.template for memory in memories if memory.template is not None]
+
+
+class _Memory:
+    """What is remembered of one kind of instances: one series, SOP Class, transfer syntax."""
+
+    def __init__(self) -> None:
+        self.template: Template | None = None
+        self._previous: dict[int, bytes] = {}
+        """Elements of the last that was not made from the template, up to the pixel data."""
+        self._varying = ALWAYS_VARY
+
+    def learn(
+        self,
+        data: bytes,
+        instance: Instance,
+        treatment: Treated,
+        result: DeidentifiedInstance,
+        policy: Policy,
+    ) -> None:
+        """Make a template from this instance and the one before it."""
+        previous, self._previous, self.template = self._previous, {}, None
         if not instance.places:
-            return None
-        self._previous = _Sample(
-            (instance.transfer_syntax_uid, instance.sop_class_uid),
-            {
-                place.tag: data[place.start : place.end]
-                for place in (*scan_meta(data).places, *instance.places)
-            },
-        )
-        if previous is None or previous.kind != self._previous.kind:
-            return None
-        differing = _differing(previous.elements, self._previous.elements)
+            return
+        places = (*scan_meta(data).places, *instance.places)
+        self._previous = {place.tag: data[place.start : place.end] for place in places}
+        differing = _differing(previous, self._previous)
         if not differing:
-            return None  # the same instance again: no lesson
-        if not all(_may_vary(tag, self._policy) for tag in differing):
+            return  # the first, or the same again: no lesson
+        if not all(_may_vary(tag, policy) for tag in differing):
             self._varying = ALWAYS_VARY
-            return None
+            return
         self._varying |= differing
-        return learned_template(data, instance, treatment, result, self._varying, self._policy)
+        self.template = learned_template(data, instance, treatment, result, self._varying, policy)
 
 
 def deidentify_series(
