@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cache, cached_property
 from importlib import resources
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pydicom._dicom_dict import DicomDictionary
@@ -26,7 +27,13 @@ from pydicom._dicom_dict import DicomDictionary
 from anonymizer.closed_lists import CLOSED_LISTS, KNOWN_SCHEMES
 from anonymizer.errors import Unsupported
 from anonymizer.identity import NUMBER_TAGS
-from anonymizer.options import BASIC_METHOD, DEFAULT_OPTIONS, Option, checked_options
+from anonymizer.options import (
+    BASIC_METHOD,
+    DATE_OPTIONS,
+    DEFAULT_OPTIONS,
+    Option,
+    checked_options,
+)
 
 # Raise it when the actions change their meaning: outputs of two versions are told apart by digest.
 ENGINE_VERSION = 2
@@ -108,6 +115,9 @@ class ClassPolicy:
     safe_private: Mapping[PrivateAttribute, str] = field(default_factory=dict)
     """VR of each private attribute that may stay."""
 
+    def __post_init__(self) -> None:
+        _freeze(self, "actions", "exceptions", "constants", "safe_private")
+
     def action(self, parent: int, tag: int) -> Action:
         """What to do with ``tag`` inside the sequence ``parent`` (0: at top level)."""
         found = self.exceptions.get((parent, tag))
@@ -139,6 +149,9 @@ class Policy:
     safe_private: Mapping[PrivateAttribute, str] = field(default_factory=dict, repr=False)
     """VR of each private attribute that may stay; empty without Retain Safe Private."""
     edition: str = ""
+
+    def __post_init__(self) -> None:
+        _freeze(self, "codes", "constants", "additions", "safe_private")
 
     @property
     def retains_uids(self) -> bool:
@@ -181,6 +194,12 @@ class Policy:
         if sop_class_uid not in supported_sop_classes():
             raise Unsupported("No de-identification rules for this SOP Class (0008,0016)")
         return _resolved(self, sop_class_uid)
+
+
+def _freeze(table: object, *names: str) -> None:
+    """Make the mappings of a frozen dataclass as immutable as itself: a digest names them."""
+    for name in names:
+        object.__setattr__(table, name, MappingProxyType(dict(getattr(table, name))))
 
 
 def basic_policy() -> Policy:
@@ -289,10 +308,11 @@ def _default_code(tag: int, vr: str, keyword: str, options: frozenset[Option]) -
         return Action.REMOVE.value
     if vr == "SQ":
         return Action.WALK.value
-    if vr in ("DA", "DT"):
-        if Option.RETAIN_MODIFIED_DATES in options:
-            return Action.SHIFT.value
-        return Action.KEEP.value if Option.RETAIN_FULL_DATES in options else "X/Z/D"
+    if vr in ("DA", "DT", "TM"):
+        if not options & DATE_OPTIONS:
+            return "X/Z/D"
+        shifted = vr != "TM" and Option.RETAIN_MODIFIED_DATES in options
+        return Action.SHIFT.value if shifted else Action.KEEP.value
     if vr == "UI":
         is_class = any(word in keyword for word in CLASS_UID_WORDS)
         kept = is_class or Option.RETAIN_UIDS in options

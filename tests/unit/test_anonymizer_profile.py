@@ -20,6 +20,7 @@ from anonymizer.profile import (
     Action,
     basic_policy,
     patient_study_attributes,
+    profile_with,
     supported_sop_classes,
 )
 
@@ -103,6 +104,24 @@ def test_digest_names_the_policy_and_its_edition_is_stated() -> None:
     assert basic_policy().digest == basic_policy().digest
     assert "2024b" in basic_policy().edition
     assert "2026c" in basic_policy().edition
+
+
+def test_compiled_table_cannot_be_changed() -> None:
+    """What a digest names stays what it was."""
+    policy = basic_policy()
+    for table in (policy.codes, policy.for_sop_class(CTImageStorage).actions):
+        with pytest.raises(TypeError):
+            table[0x00100010] = "K"  # type: ignore[index]
+
+
+def test_no_time_stays_without_a_dates_option() -> None:
+    """Times that the table does not list go as its own do; with shifted dates they stay."""
+    times = [t for t, entry in DicomDictionary.items() if entry[0] == "TM" and t >> 16 >= 8]
+    assert len(times) >= 50
+    none = profile_with(frozenset()).for_sop_class(CTImageStorage)
+    kept = [keyword_for_tag(t) for t in times if none.action(0, t) is Action.KEEP]
+    assert kept == []
+    assert all(action(t) is Action.KEEP for t in times)
 
 
 def test_patient_and_study_modules_have_what_ps3_3_lists() -> None:
