@@ -19,6 +19,7 @@
     │       ├── WrongKey            the key of that name is not the one that sealed it
     │       └── KeyMissing          the key that it names is not here
     ├── OcrUnavailable  tesseract is wanted and not installed
+    ├── FolderError     python -m anonymizer cannot read or write where it should: nothing starts
     ├── KeyFileError    a key file is missing, malformed, or readable by others
     ├── EpochChanged    the pseudonym key is not the one that its epoch began with
     └── RecipeError     a recipe or profile cannot be understood: nothing starts
@@ -136,6 +137,12 @@ class OcrUnavailable(AnonymizerError):
     """Text in pixels cannot be looked for: tesseract is not installed."""
 
     default_remedy = "Install tesseract (Debian: apt-get install tesseract-ocr)."
+
+
+class FolderError(AnonymizerError):
+    """The folders to read from and to write to cannot be used."""
+
+    default_remedy = "Name a folder with DICOM instances, and a second one apart from it."
 
 
 class KeyFileError(AnonymizerError):
