@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pydicom
 import pytest
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
 from anonymizer import (
@@ -326,6 +329,43 @@ def test_the_patients_text_under_another_character_set_is_held() -> None:
     ds[0x00100010] = patient
     with pytest.raises(ReferenceMismatch):
         check_released(saved(ds), crosswalk)
+
+
+def leaves(ds: Dataset) -> Iterator[tuple[Dataset, DataElement]]:
+    """Every element without items, with the data set or item it stands in."""
+    for element in ds:
+        if element.VR == "SQ":
+            for item in element.value:
+                yield from leaves(item)
+        else:
+            yield ds, element
+
+
+LONG_TEXTS = {"LO", "LT", "PN", "ST", "UC", "UT"}  # long enough for the whole pseudonym
+
+
+@pytest.mark.parametrize("kind", ["SEG", "SR", "RTSTRUCT", "GSPS", "SEG of dcmqi"])
+def test_a_pseudonym_in_any_attribute_at_any_depth_is_held(kind: str) -> None:
+    """One by one: each text is the pseudonym, each UID the pseudonym of some other one."""
+    crosswalk = series("Latin-1")[2]
+    siblings = siblings_of(derived(kind))
+    clean = reidentify_object(derived(kind), crosswalk)
+    check_released(clean, crosswalk, siblings=siblings)
+    tried = 0
+    for number in range(sum(1 for _ in leaves(read(clean)))):
+        ds = read(clean)
+        parent, element = next(itertools.islice(leaves(ds), number, None))
+        if element.VR == "UI" and element.keyword not in ("SOPClassUID", "ReferencedSOPClassUID"):
+            value = crosswalk.uids[f"{SERIES}.3"]
+        elif element.VR in LONG_TEXTS:
+            value = crosswalk.pseudonym
+        else:
+            continue
+        parent[element.tag] = DataElement(element.tag, element.VR, value)
+        with pytest.raises((PseudonymRemains, ReferenceMismatch)):
+            check_released(saved(ds), crosswalk, siblings=siblings)
+        tried += 1
+    assert tried >= 15
 
 
 # ---------------------------------------------------------------- several series
