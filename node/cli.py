@@ -165,7 +165,7 @@ def pacs_check(name: Annotated[str, typer.Argument(help="Name of the peer.")]) -
 
 @keys_app.command("list")
 def keys_list() -> None:
-    """The keys of the vault, which is current, and how many studies each one seals."""
+    """The keys of the vault, which is current, and how many data keys each one seals."""
     from node import tables, vault_keys
     from node.wiring import Hospital
 
@@ -225,9 +225,9 @@ def keys_destroy(
     for study in studies:
         _out.print(f"pseudonymous study {study}", highlight=False)
     if not yes:
-        typer.confirm(f"Destroy the way back of {len(studies)} studies for good?", abort=True)
+        typer.confirm(f"Studies to destroy: {len(studies)}. For good?", abort=True)
     vault_keys.destroy(hospital, studies)
-    _out.print(f"{len(studies)} studies are destroyed. docs/security.md: what else holds them.")
+    _out.print(f"Destroyed: {len(studies)}. docs/security.md says what else holds them.")
 
 
 @keys_app.command("new-epoch")

@@ -142,7 +142,7 @@ def _keys(hospital: Hospital) -> Iterator[Finding]:
             )  # fmt: skip
         else:
             current = "seals new studies; " if use.current else ""
-            yield Finding("good", f"key {use.name}", f"{current}{use.studies} studies need it")
+            yield Finding("good", f"key {use.name}", f"{current}{use.data_keys} data keys need it")
     try:
         epoch = hospital.pseudonym_keys.epoch
     except NodeError as error:

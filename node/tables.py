@@ -48,7 +48,7 @@ class KeyUse:
     name: str
     place: Literal["file", "environment", "missing"]
     current: bool
-    studies: int
+    data_keys: int  #: one per study, and one of the vault's own
     problem: str = ""
 
 
@@ -139,11 +139,11 @@ def models(found: Mapping[str, ModelManifest]) -> RenderableType:
 
 
 def key_uses(found: Sequence[KeyUse]) -> RenderableType:
-    """The vault's keys, and how many studies need each."""
+    """The vault's keys, and how many data keys each one seals."""
     if not found:
         return Text("There is no key yet; `segnode up` makes the first ones.")
     table = Table(box=box.SIMPLE)
-    for column in ("key", "from", "studies", ""):
+    for column in ("key", "from", "data keys", ""):
         table.add_column(column, overflow="fold")
     for use in found:
         if use.problem:
@@ -151,8 +151,8 @@ def key_uses(found: Sequence[KeyUse]) -> RenderableType:
         elif use.current:
             note = Text("current: new studies are sealed with it", "green")
         else:
-            note = Text("" if use.studies else "no study needs it", "dim")
-        table.add_row(use.name, use.place, str(use.studies), note)
+            note = Text("" if use.data_keys else "not needed any more", "dim")
+        table.add_row(use.name, use.place, str(use.data_keys), note)
     return table
 
 

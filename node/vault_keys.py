@@ -36,7 +36,7 @@ class Rotated:
     made: bool
     rewrapped: int
     problems: tuple[str, ...]
-    """Causes of the studies that stay under an old key, with how many each."""
+    """Causes of the data keys that stay under an old key, with how many each."""
 
 
 def make_first_keys(hospital: Hospital) -> None:
@@ -59,11 +59,11 @@ def make_first_keys(hospital: Hospital) -> None:
 
 
 def key_uses(hospital: Hospital) -> list[KeyUse]:
-    """Every key-encryption key that is here or that a study needs, the oldest first."""
+    """Every key-encryption key that is here or that a data key needs, the oldest first."""
     keys, vault = hospital.vault_keys, hospital.vault
     used: Counter[str] = Counter()
     unreadable = 0
-    for study in vault.studies():
+    for study in vault.keyed():
         try:
             name = vault.sealed_with(study)
         except AnonymizerError:
@@ -78,7 +78,7 @@ def key_uses(hospital: Hospital) -> list[KeyUse]:
         for name in here
     ]  # fmt: skip
     uses += [
-        KeyUse(name, "missing", False, count, f"{count} studies do not open without it")
+        KeyUse(name, "missing", False, count, f"{count} data keys do not open without it")
         for name, count in sorted(used.items())
         if name not in here
     ]
@@ -117,7 +117,7 @@ def rotate(hospital: Hospital, report: Callable[[int, int], None]) -> Rotated:
                 report(number, len(outdated))
             if len(outdated) == problems.total():
                 break
-    told = tuple(f"{count} studies: {cause}" for cause, count in problems.items())
+    told = tuple(f"{count} data keys: {cause}" for cause, count in problems.items())
     return Rotated(name, made, rewrapped, told)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -21,9 +22,10 @@ from anonymizer.sealed_crosswalk import Sealed, seal_crosswalk
 from anonymizer.series import Deidentifier
 from node.doctor import examine
 from node.edges.artifacts import FolderArtifacts
-from node.errors import IdentityUnsafe, NodeError, NotPossible, Rejected
+from node.errors import IdentityUnsafe, NodeError, NotPossible, OutOfSpace, Rejected
 from node.jobs import Job
 from node.pipeline.deidentify import deidentify
+from node.pipeline.identity_errors import as_node_errors
 from node.pipeline.reidentify import original_study_instance_uid
 from node.settings import BadSettings, Settings
 from node.tables import Finding
@@ -202,7 +204,7 @@ def test_rotating_makes_a_key_and_rewraps_every_study(hospital: Hospital) -> Non
     assert done.rewrapped == 7  # five, the patient's, and the vault's own
     assert seen == [(number, 7) for number in range(1, 8)]
     hospital.secret_path("vault_key").unlink()
-    assert [(use.name, use.studies) for use in key_uses(hospital)] == [("vault_key.2", 6)]
+    assert [(use.name, use.data_keys) for use in key_uses(hospital)] == [("vault_key.2", 7)]
     fresh = again(hospital)
     assert fresh.pseudonym_keys == hospital.pseudonym_keys
     assert studies_of(fresh, PATIENT_ID, "patient") == [sealed.study]
@@ -258,9 +260,9 @@ def test_a_damaged_study_does_not_stop_a_rotation(hospital: Hospital) -> None:
     done = rotate(hospital, silent)
     assert (done.made, done.rewrapped) == (False, 3)
     assert len(done.problems) == 1
-    assert "1 studies: The key record" in done.problems[0]
+    assert "1 data keys: The key record" in done.problems[0]
     assert hospital.vault.records.read(studies[1], "key") == b"SNK2 damaged"
-    assert [(use.name, use.studies) for use in key_uses(hospital)][-1] == ("?", 1)
+    assert [(use.name, use.data_keys) for use in key_uses(hospital)][-1] == ("?", 1)
 
 
 def test_list_shows_what_is_current_used_and_missing(
@@ -278,7 +280,7 @@ def test_list_shows_what_is_current_used_and_missing(
     hospital.secret_path("vault_key.2").unlink()
     status, said = run([*segnode, "list"])
     assert status == 1
-    assert "4 studies do not open without it" in said
+    assert "4 data keys do not open without it" in said
 
 
 # ---------------------------------------------------------------- destroy
@@ -312,7 +314,7 @@ def test_destroy_asks_first_and_takes_the_identifier_from_a_prompt(
     sealed = sealed_study(hospital)
     status, said = run([*segnode, "destroy", STUDY], said="n\n")
     assert status == 1
-    assert "for good?" in said
+    assert "For good?" in said
     assert hospital.vault.open(sealed.study, sealed.record)
     status, said = run([*segnode, "destroy", "-", "--yes"], said=f"{STUDY}\n")
     assert status == 0, said
@@ -405,6 +407,22 @@ def test_a_wrong_vault_key_holds_the_job_for_a_person(hospital: Hospital) -> Non
     assert original_study_instance_uid(job, vault=hospital.vault) == STUDY
 
 
+def test_a_full_disk_is_waited_for(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No room for a record is tried again later; what was sealed before stays whole."""
+    sealed = sealed_study(hospital)
+    before = hospital.vault.records.read(sealed.study, sealed.record)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)  # the kernel's answer, not our code
+    with pytest.raises(OutOfSpace), as_node_errors():
+        hospital.vault.seal(sealed.study, sealed.record, b"more")
+    assert hospital.vault.records.read(sealed.study, sealed.record) == before
+    folder = hospital.settings.folder("vault") / sealed.study
+    assert [path.name for path in folder.glob(".*")] == [".lock"]
+
+
 # ---------------------------------------------------------------- doctor
 
 
@@ -423,7 +441,7 @@ def test_the_doctor_reports_the_keys(hospital: Hospital) -> None:
         "key vault_key": "good",
         "pseudonym key": "good",
     }
-    assert "3 studies" in good["key vault_key"].found
+    assert "4 data keys" in good["key vault_key"].found
 
     path = hospital.secret_path("vault_key")
     path.chmod(0o644)
@@ -434,5 +452,5 @@ def test_the_doctor_reports_the_keys(hospital: Hospital) -> None:
     hospital.secret_path("vault_key.2").unlink()
     gone = doctors_keys(hospital)
     assert gone["key vault_key.2"].level == "wrong"
-    assert "3 studies do not open" in gone["key vault_key.2"].found
+    assert "4 data keys do not open" in gone["key vault_key.2"].found
     assert gone["pseudonym key"].level == "wrong"
