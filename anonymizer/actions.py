@@ -256,10 +256,11 @@ def _walked(
     if kept or not items:
         return Element(tag, "SQ", kept)
     attribute_type = policy.attribute_type(parent, tag)
-    if attribute_type == 3:
-        return None
+    if attribute_type == 2:
+        return Element(tag, "SQ", [])
     held_codes = any(element.tag in CODE_VALUES for item in items for element in item)
-    return Element(tag, "SQ", [list(UNKNOWN_CODE)] if attribute_type == 1 and held_codes else [])
+    # Of Type 1C, it may be absent where there is nothing to say; empty, it may never be.
+    return Element(tag, "SQ", [list(UNKNOWN_CODE)]) if attribute_type == 1 and held_codes else None
 
 
 def cleaned_coded_item(
