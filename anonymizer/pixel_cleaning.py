@@ -246,8 +246,8 @@ def _text(frames: Frames, identifiers: Identifiers) -> list[tuple[Region, bool]]
 
 
 def _is_text(word: Word) -> bool:
-    """Two letters or digits: one alone is what OCR makes of a rib."""
-    return sum(map(str.isalnum, word.text)) >= 2
+    """Two letters or digits, or three in doubt: fewer are what OCR makes of a rib."""
+    return sum(map(str.isalnum, word.text)) >= (2 if word.confidence >= _LEGIBLE else 3)
 
 
 def _identifying(words: Iterable[Word], identifiers: Identifiers) -> set[Word]:
