@@ -189,22 +189,21 @@ class _Console:
 
         Drawn from Orthanc's copy each time and kept nowhere.
         """
-        review = self._review(self._found(request))
+        job = self._found(request)
+        review = self._review(job)
         number, frame = request.path_params["image"], request.path_params["frame"]
         try:
             if number < 1:
                 raise IndexError("images count from 1")
             image = review.images[number - 1]
-            png = picture_of(image, self.orthanc.instance_file(image.instance_id), frame - 1)
+            data = self.orthanc.instance_file(job.instance_ids[image.number - 1])
+            png = picture_of(image, data, frame - 1)
         except IndexError:
             raise Refused(404, "There is no such picture.", "Reload the page.") from None
         return Response(png, media_type="image/png", headers={"Cache-Control": "no-store"})
 
     async def release(self, request: Request) -> Response:
-        """``POST /jobs/{id}/release``: go on with what was shown blanked.
-
-        The body is ``{"review": digest}`` of the review that the person has looked at.
-        """
+        """``POST /jobs/{id}/release``, ``{"review": digest}``: go on, blanked as it was shown."""
         asked = await _body(request)
         return await run_in_threadpool(self._release, self._found(request), asked)
 

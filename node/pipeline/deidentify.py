@@ -71,17 +71,17 @@ def deidentify(
     held: list[HeldImage] = []
     deidentifier = Deidentifier(policy, keys)
     with as_node_errors():
-        for number, (instance_id, data) in enumerate(instances.fetch(job.instance_ids), start=1):
+        for number, (_, data) in enumerate(instances.fetch(job.instance_ids), start=1):
             try:
                 made = deidentifier.deidentify(data)
             except BurnedInText as error:
                 if not may_release:
                     raise BurnedInText(str(error), remedy=f"{error.remedy} {_OPTION}") from None
                 if released is None:
-                    held.append(examined(instance_id, data, str(error), policy, keys))
+                    held.append(examined(number, data, str(error), policy, keys))
                     refuse_too_many(held)
                     continue
-                made = deidentified_as_released(instance_id, data, released, policy, keys)
+                made = deidentified_as_released(number, data, released, policy, keys)
             artifacts.put(f"{job.id}/instances/{number:06d}.dcm", made.data)
             originals.append(made.original)
         if held:

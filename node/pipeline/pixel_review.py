@@ -35,8 +35,8 @@ _STILL_LEGIBLE = "Text can still be read after everything that was found is blan
 class HeldImage:
     """One image that is held, and what blanking would do to it."""
 
-    instance_id: str
-    """Orthanc's."""
+    number: int
+    """Its place among the job's instances, from 1: Orthanc's ids stay out of the artifacts."""
     reason: str
     """Why it is held."""
     problem: str
@@ -72,7 +72,7 @@ class Review:
 
 
 def examined(
-    instance_id: str, data: bytes, reason: str, policy: Policy, keys: PseudonymKeys
+    number: int, data: bytes, reason: str, policy: Policy, keys: PseudonymKeys
 ) -> HeldImage:
     """What to blank in a held image, tried out: its problem is what would still hold it.
 
@@ -81,7 +81,7 @@ def examined(
     OcrUnavailable
         tesseract is not installed.
     """
-    image = HeldImage(instance_id, reason, "", 1, ())
+    image = HeldImage(number, reason, "", 1, ())
     try:
         findings = find_regions(data)
         image = replace(image, frames=findings.frames, regions=findings.regions)
@@ -128,11 +128,11 @@ def released_review(job: Job, artifacts: Artifacts) -> Review | None:
 
 
 def deidentified_as_released(
-    instance_id: str, data: bytes, review: Review, policy: Policy, keys: PseudonymKeys
+    number: int, data: bytes, review: Review, policy: Policy, keys: PseudonymKeys
 ) -> DeidentifiedInstance:
     """The de-identified instance with the regions blanked that a person has seen."""
     for image in review.images:
-        if image.instance_id == instance_id:
+        if image.number == number:
             return deidentify_blanked(data, image.regions, policy, keys)
     raise BurnedInText("The image is not among those that a person has released")
 

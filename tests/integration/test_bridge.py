@@ -296,9 +296,9 @@ def test_a_held_image_is_shown_and_released_through_orthanc(
     """The picture is drawn from Orthanc's copy and kept by nobody; our page lets it go."""
     instance = part10(drawn_image(SOPInstanceUID=generate_uid()))
     instance_id = orthanc.upload(instance)
-    job = node.job(step=StepName.DEIDENTIFY)
+    job = node.job(step=StepName.DEIDENTIFY, instance_id=instance_id)
     policy = profile_with(frozenset({Option.CLEAN_PIXEL_DATA}))
-    image = examined(instance_id, instance, "why", policy, PseudonymKeys.from_secret(bytes(32)))
+    image = examined(1, instance, "why", policy, PseudonymKeys.from_secret(bytes(32)))
     review = store_review(job, [image], node.artifacts)
     node.ledger.end(job, Event.QUARANTINE, cause="c", remedy="r", error="IdentityUnsafe")
     path = f"/segnode/api/jobs/{job.id}"

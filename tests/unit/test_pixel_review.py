@@ -104,7 +104,8 @@ def test_a_held_image_is_shown_as_it_would_leave(bench: Bench) -> None:
     stored = b"".join(
         path.read_bytes() for path in (bench.folder / "artifacts").rglob("*") if path.is_file()
     )
-    assert not re.search("|".join((*SECRETS, TEXT)).encode(), stored, re.IGNORECASE)
+    private = "|".join((*SECRETS, TEXT, *bench.job.instance_ids))
+    assert not re.search(private.encode(), stored, re.IGNORECASE)
     [(_, data)] = bench.instances.fetch(bench.job.instance_ids)
     shown = np.asarray(Image.open(io.BytesIO(picture_of(image, data, 0))))
     inside = shown[region.top : region.bottom, region.left : region.right]
