@@ -29,6 +29,7 @@ from node.sdk import (
     WEIGHTS_NAME,
     LabelMap,
     ModelManifest,
+    NetworkManifest,
     Progress,
     Volume,
     read_manifest,
@@ -62,7 +63,7 @@ def find_models(models_dir: Path) -> dict[str, ModelManifest]:
 class Model:
     """A verified, loaded model, ready to segment. Not for sharing between threads."""
 
-    manifest: ModelManifest
+    manifest: NetworkManifest
     network: torch.nn.Module
 
     def segment(self, volume: Volume, on_progress: Progress = lambda share: None) -> LabelMap:
@@ -168,6 +169,8 @@ def load_model(folder: Path) -> Model:
         code does not build a network that takes them.
     """
     manifest = read_manifest(folder)
+    if not isinstance(manifest, NetworkManifest):
+        raise ModelFault(f"Model {folder.name}: {MANIFEST_NAME} has no [weights]")
     weights = verified_weights(folder, manifest)
     import_torchvision()
     import safetensors
@@ -210,7 +213,7 @@ def import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
-def verified_weights(folder: Path, manifest: ModelManifest) -> bytes:
+def verified_weights(folder: Path, manifest: NetworkManifest) -> bytes:
     """The bytes whose hash was checked are the bytes that are loaded."""
     try:
         weights = (folder / WEIGHTS_NAME).read_bytes()

@@ -7,6 +7,7 @@ hospital side reads manifests too (routing, SEG encoding), so nothing here impor
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ Positive = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
 CodeValue = Annotated[str, Field(min_length=1, max_length=16)]
 ShortText = Annotated[str, Field(min_length=1, max_length=64)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+PLACEHOLDERS = frozenset({"input", "output", "model", "python", "run", "threads", "memory_mib"})
 
 
 class _Frozen(BaseModel):
@@ -133,11 +139,68 @@ class Results(_Frozen):
 class Weights(_Frozen):
     """The weights file and the proof that it is the published one."""
 
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
 
 
-class ModelManifest(_Frozen):
-    """``model.toml``, checked."""
+class Command(_Frozen):
+    """How somebody else's program is run, and what its labels mean (docs/foreign-models.md).
+
+    In arguments, ``environment``, ``readable`` and ``files``: ``{input}`` and ``{output}`` are
+    folders of this run, ``{model}`` the model's folder, ``{python}`` the node's own interpreter,
+    ``{run}`` a name of this run alone, ``{threads}`` and ``{memory_mib}`` what it may use.
+    """
+
+    run: Annotated[tuple[Text, ...], Field(min_length=1)]
+    """Program and arguments; no shell reads them."""
+    stop: tuple[Text, ...] = ()
+    """Run after the program had to be killed, for what is no child of it: a container."""
+    reads: Literal["dicom", "nifti"]
+    input_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*\.nii(\.gz)?$")] = "series.nii.gz"
+    """The file in ``{input}`` where the program reads NIfTI."""
+    writes: Literal["nifti", "dicom-seg"]
+    output: Text
+    """Pattern of the one file below ``{output}`` that holds the labels."""
+    labels: Annotated[Mapping[int, int], Field(min_length=1)]
+    """The program's label value (SEG: SegmentNumber) to our segment's number."""
+    other_labels: Literal["refuse", "ignore"] = "refuse"
+    """What becomes of a value that ``labels`` does not name."""
+    other_grid: Literal["refuse", "resample"] = "refuse"
+    """What becomes of NIfTI labels on another grid than the series."""
+    time_limit_s: Positive = 3600.0
+    memory_limit_mib: Annotated[int, Field(ge=64)] = 16384
+    """Of all its processes together."""
+    sandbox: bool = True
+    """Without network, and seeing only the system's programs, its model folder and `readable`."""
+    readable: tuple[Text, ...] = ()
+    """More folders that the sandbox shows, read-only: an environment, a folder of weights."""
+    environment: Mapping[VariableName, str] = Field(default_factory=dict)
+    pass_environment: tuple[VariableName, ...] = ()
+    """Variables of the compute worker that the program gets; all others stay behind."""
+    retry_exit_statuses: tuple[Byte, ...] = (75,)
+    """After these the job is tried again later; 75 is EX_TEMPFAIL of sysexits.h."""
+    files: Mapping[Text, Sha256] = Field(default_factory=dict)
+    """Programs and weights, checked before the first run; a folder's is that of its listing."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        texts = (*self.run, *self.stop, *self.readable, *self.environment.values(), *self.files)
+        unknown = {name for text in texts for name in PLACEHOLDER.findall(text)} - PLACEHOLDERS
+        if unknown:
+            raise ValueError(f"there is no placeholder {{{min(unknown)}}}")
+        for wanted in ("{input}", "{output}"):
+            if not any(wanted in argument for argument in self.run):
+                raise ValueError(f"run: no argument holds {wanted}")
+        for argument in self.run:
+            if argument.startswith("{model}/") and argument not in self.files:
+                raise ValueError(f"files: the SHA-256 of {argument} is missing")
+        for name in (*self.environment, *self.pass_environment):
+            if name.startswith("SEGNODE"):
+                raise ValueError(f"{name}: the node's own settings are not for a program")
+        return self
+
+
+class _Manifest(_Frozen):
+    """What every ``model.toml`` says, whoever computes."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,31}$")]
     """The folder's name."""
@@ -146,16 +209,13 @@ class ModelManifest(_Frozen):
     licence: Text
     training_data: Text
     intended_use: Text
-    weights: Weights
     input: InputContract
-    preprocessing: Preprocessing
-    postprocessing: Postprocessing
     results: Results
     segments: Annotated[tuple[Segment, ...], Field(min_length=1, max_length=254)]
     metrics: Mapping[str, float | str] = Field(default_factory=dict)
     """As measured by the author, for `segnode models`; keys end in what they count."""
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """SHA-256 over manifest, network code and weights hash: part of a job's key."""
+    digest: Sha256
+    """Over manifest, network code and hashes of weights and programs: part of a job's key."""
 
     @property
     def modality(self) -> str:
@@ -169,6 +229,41 @@ class ModelManifest(_Frozen):
         if numbers != list(range(1, len(segments) + 1)):
             raise ValueError("numbers run 1, 2, 3 ... in order")
         return segments
+
+
+class NetworkManifest(_Manifest):
+    """``model.toml`` of a network that the node runs itself: it has ``[weights]``."""
+
+    weights: Weights
+    preprocessing: Preprocessing
+    postprocessing: Postprocessing
+
+    @property
+    def window_hu(self) -> tuple[float, float]:
+        """Black and white of the picture of a result: what the network looks at."""
+        return self.preprocessing.window_hu
+
+
+class CommandManifest(_Manifest):
+    """``model.toml`` of somebody else's program: it has ``[command]``."""
+
+    command: Command
+    window_hu: tuple[float, float]
+    """Black and white of the picture of a result."""
+
+    @model_validator(mode="after")
+    def _labels_meet_segments(self) -> Self:
+        numbers = {segment.number for segment in self.segments}
+        meant = set(self.command.labels.values())
+        if meant - numbers:
+            raise ValueError(f"command.labels: no segment is numbered {min(meant - numbers)}")
+        if numbers - meant:
+            raise ValueError(f"command.labels: no value means segment {min(numbers - meant)}")
+        return self
+
+
+ModelManifest = NetworkManifest | CommandManifest
+"""``model.toml``, checked."""
 
 
 @dataclass(frozen=True)
@@ -224,16 +319,17 @@ def read_manifest(folder: Path) -> ModelManifest:
     ModelFault
         The file or the network code is missing, is not TOML, or a field is wrong: names the field.
     """
-    path = folder / MANIFEST_NAME
-    try:
-        text = path.read_bytes()
-        network = (folder / NETWORK_NAME).read_bytes()
-    except OSError as error:
-        missing = Path(error.filename or path).name
-        raise ModelFault(f"Model {folder.name}: {missing} cannot be read") from error
+    text = _bytes_of(folder, MANIFEST_NAME)
     try:
         content = tomllib.loads(text.decode("utf-8"))
-        manifest = ModelManifest.model_validate({**content, "digest": _digest(text, network)})
+        if "command" in content:
+            # Programs and weights are named in it with their hashes.
+            kind: type[ModelManifest] = CommandManifest
+            digest = _digest(text)
+        else:
+            kind = NetworkManifest
+            digest = _digest(text, _bytes_of(folder, NETWORK_NAME))
+        manifest = kind.model_validate({**content, "digest": digest})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelFault(f"Model {folder.name}: {MANIFEST_NAME} is not TOML: {error}") from error
     except ValidationError as error:
@@ -245,9 +341,16 @@ def read_manifest(folder: Path) -> ModelManifest:
     return manifest
 
 
-def _digest(manifest: bytes, network: bytes) -> str:
+def _bytes_of(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise ModelFault(f"Model {folder.name}: {name} cannot be read") from error
+
+
+def _digest(*files: bytes) -> str:
     """The manifest holds the hash of the weights, so two hashes cover all three files."""
-    parts = (hashlib.sha256(manifest).digest(), hashlib.sha256(network).digest())
+    parts = (hashlib.sha256(file).digest() for file in files)
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 

@@ -70,7 +70,7 @@ def montage_png(
     labels
         Shape of ``volume.array``: 0, or the number of a segment of the manifest.
     window_hu
-        Black and white; by default what the model's own preprocessing looks at.
+        Black and white; by default the model's own.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def montage_png(
     if not labels.any():
         raise EmptyResult("No voxel is labelled, so there is nothing to show")
     anatomy = _along_patient_axes(volume, labels)
-    window = window_hu or manifest.preprocessing.window_hu
+    window = window_hu or manifest.window_hu
     shown = _Painter(_cropped(anatomy), manifest.segments, window)
     positions = _spread(shown.anatomy.labels, _COLUMNS * _ROWS)
     tiles = [shown.axial(position, _TILE_WIDTH) for position in positions]
