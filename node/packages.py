@@ -32,6 +32,7 @@ from node.sdk import (
     NetworkManifest,
     Progress,
     Volume,
+    WithWeights,
     read_manifest,
 )
 
@@ -213,7 +214,7 @@ def import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
-def verified_weights(folder: Path, manifest: NetworkManifest) -> bytes:
+def verified_weights(folder: Path, manifest: WithWeights) -> bytes:
     """The bytes whose hash was checked are the bytes that are loaded."""
     try:
         weights = (folder / WEIGHTS_NAME).read_bytes()

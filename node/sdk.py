@@ -84,12 +84,37 @@ class InputContract(_Frozen):
     wanted: Text
     """What to send instead, in plain language: the remedy of every refusal."""
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Values of Modality (0008,0060) that it takes."""
+        return (self.modality,)
+
     @field_validator("slice_spacing_mm", "pixel_spacing_mm")
     @classmethod
     def _is_a_range(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] > value[1]:
             raise ValueError("smallest before largest")
         return value
+
+
+class RadiographContract(_Frozen):
+    """Which projection radiographs the model was made for. One image is one case."""
+
+    kind: Literal["radiograph"]
+    modalities: Annotated[tuple[Literal["CR", "DX"], ...], Field(min_length=1)]
+    min_pixels: Annotated[int, Field(ge=32)]
+    """Smallest number of Rows and of Columns."""
+    max_aspect: Annotated[float, Field(ge=1)]
+    """Longer over shorter side, at most."""
+    refuse_view_positions: tuple[Text, ...] = ()
+    """Values of ViewPosition (0018,5101), such as LL. An image without one is not refused for it.
+    Views of the side are refused by PatientOrientation and ViewCodeSequence, too."""
+    refuse_image_types: tuple[Text, ...] = ()
+    """Values of ImageType (0008,0008)."""
+    refuse_body_parts: tuple[Text, ...] = ()
+    """Values of BodyPartExamined (0018,0015). An image without one is not refused for it."""
+    wanted: Text
+    """What to send instead, in plain language: the remedy of every refusal."""
 
 
 class Preprocessing(_Frozen):
@@ -119,6 +144,18 @@ class Preprocessing(_Frozen):
         return self
 
 
+class RadiographPreprocessing(_Frozen):
+    """From presentation values to the network's input: one channel, (1, size, size).
+
+    The image is turned as it is displayed by convention (the patient's left on the right-hand side,
+    head up), fitted into the square with its aspect kept, and padded with black.
+    """
+
+    size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+    percentiles: tuple[Annotated[float, Field(ge=0, lt=50)], Annotated[float, Field(gt=50, le=100)]]
+    """Of the image's values; mapped to [0, 1], clipped."""
+
+
 class Postprocessing(_Frozen):
     """Which 3-D components of each segment are kept."""
 
@@ -127,6 +164,17 @@ class Postprocessing(_Frozen):
     """Of the segment's largest component."""
     min_segment_ml: Annotated[float, Field(ge=0)]
     """A segment smaller than this is not in the series."""
+
+
+class RadiographPostprocessing(_Frozen):
+    """Which regions of each segment are kept. Holes in them are filled."""
+
+    min_region_share: Annotated[float, Field(ge=0, le=1)]
+    """Of the segment's largest region."""
+    min_segment_share: Annotated[float, Field(ge=0, le=1)]
+    """Of the image's area; a smaller segment is not in the image."""
+    min_total_share: Annotated[float, Field(ge=0, le=1)]
+    """Of the image's area; where all segments together are smaller, nothing was found."""
 
 
 class Results(_Frozen):
@@ -209,7 +257,7 @@ class _Manifest(_Frozen):
     licence: Text
     training_data: Text
     intended_use: Text
-    input: InputContract
+    input: InputContract | RadiographContract
     results: Results
     segments: Annotated[tuple[Segment, ...], Field(min_length=1, max_length=254)]
     metrics: Mapping[str, float | str] = Field(default_factory=dict)
@@ -219,8 +267,14 @@ class _Manifest(_Frozen):
 
     @property
     def modality(self) -> str:
-        """The modality that the model reads."""
-        return self.input.modality
+        """The modalities that the model reads, for a person."""
+        return " or ".join(self.input.modalities)
+
+    def settled(
+        self, labels: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.uint8], tuple[Segment, ...]]:
+        """A label map's values as its result numbers them, and the segments that they mean."""
+        return labels, self.segments
 
     @field_validator("segments")
     @classmethod
@@ -234,6 +288,7 @@ class _Manifest(_Frozen):
 class NetworkManifest(_Manifest):
     """``model.toml`` of a network that the node runs itself: it has ``[weights]``."""
 
+    input: InputContract
     weights: Weights
     preprocessing: Preprocessing
     postprocessing: Postprocessing
@@ -243,10 +298,54 @@ class NetworkManifest(_Manifest):
         """Black and white of the picture of a result: what the network looks at."""
         return self.preprocessing.window_hu
 
+    @property
+    def slab_shape(self) -> tuple[int, int, int]:
+        """(channels, rows, columns) of one network input."""
+        size = self.preprocessing.in_plane_size
+        return self.preprocessing.context_slices, size, size
+
+
+class RadiographManifest(_Manifest):
+    """``model.toml`` of a network for radiographs: ``[input]`` says ``kind = "radiograph"``.
+
+    The network's classes are the background and ``segments``, told apart by the side of the display
+    on which they lie.
+    """
+
+    input: RadiographContract
+    weights: Weights
+    preprocessing: RadiographPreprocessing
+    postprocessing: RadiographPostprocessing
+    segment_without_sides: Segment
+    """What all ``segments`` together are called where the image does not say which side is the
+    patient's left (PatientOrientation); its number follows theirs."""
+
+    @property
+    def slab_shape(self) -> tuple[int, int, int]:
+        """(channels, rows, columns) of one network input."""
+        return 1, self.preprocessing.size, self.preprocessing.size
+
+    @model_validator(mode="after")
+    def _follows(self) -> Self:
+        if self.segment_without_sides.number != len(self.segments) + 1:
+            raise ValueError("segment_without_sides: its number is the one after the last segment")
+        return self
+
+    def settled(
+        self, labels: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.uint8], tuple[Segment, ...]]:
+        """Where sides are not known, one segment, numbered 1 as the standard wants it."""
+        together = self.segment_without_sides
+        found = labels == together.number
+        if not found.any():
+            return labels, self.segments
+        return found.astype(np.uint8), (together.model_copy(update={"number": 1}),)
+
 
 class CommandManifest(_Manifest):
     """``model.toml`` of somebody else's program: it has ``[command]``."""
 
+    input: InputContract
     command: Command
     window_hu: tuple[float, float]
     """Black and white of the picture of a result."""
@@ -262,7 +361,9 @@ class CommandManifest(_Manifest):
         return self
 
 
-ModelManifest = NetworkManifest | CommandManifest
+WithWeights = NetworkManifest | RadiographManifest
+"""A network that the node runs itself."""
+ModelManifest = WithWeights | CommandManifest
 """``model.toml``, checked."""
 
 
@@ -295,14 +396,42 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class Radiograph:
+    """One projection image, as a display would show it.
+
+    Attributes
+    ----------
+    array
+        float32, shape (rows, columns), brighter is larger: after Modality LUT, VOI LUT and the
+        inversion of MONOCHROME1. The scale is the detector's.
+    padding
+        Where pixels are no image (PixelPaddingValue), shape (rows, columns); None for nowhere.
+    toward
+        To where in the patient columns and rows ascend: two of the letters L, R, H, F, one of each
+        pair (PatientOrientation, PS3.3 C.7.6.1.1.1). None where the image does not say.
+    pixel_spacing_mm
+        (row, column) spacing of pixel centres, in the plane that the image states; None if it
+        states none.
+    sop_instance_uid
+        Of the image.
+    """
+
+    array: npt.NDArray[np.float32]
+    padding: npt.NDArray[np.bool_] | None
+    toward: tuple[str, str] | None
+    pixel_spacing_mm: tuple[float, float] | None
+    sop_instance_uid: str
+
+
+@dataclass(frozen=True)
 class LabelMap:
     """What a model found.
 
     Attributes
     ----------
     array
-        uint8, shape (slices, rows, columns) of the source volume; 0 is background, else a
-        :attr:`Segment.number`.
+        uint8, shape (slices, rows, columns) of the source volume, or (1, rows, columns) of the
+        radiograph; 0 is background, else a :attr:`Segment.number`.
     sop_instance_uids
         The source instance of each slice, in slice order.
     """
@@ -327,7 +456,7 @@ def read_manifest(folder: Path) -> ModelManifest:
             kind: type[ModelManifest] = CommandManifest
             digest = _digest(text)
         else:
-            kind = NetworkManifest
+            kind = RadiographManifest if _is_of_radiographs(content) else NetworkManifest
             digest = _digest(text, _bytes_of(folder, NETWORK_NAME))
         manifest = kind.model_validate({**content, "digest": digest})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -339,6 +468,11 @@ def read_manifest(folder: Path) -> ModelManifest:
             f"Model {folder.name}: {MANIFEST_NAME}: name is {manifest.name}, not the folder's name"
         )
     return manifest
+
+
+def _is_of_radiographs(content: Mapping[str, Any]) -> bool:
+    contract = content.get("input")
+    return isinstance(contract, dict) and contract.get("kind") == "radiograph"
 
 
 def _bytes_of(folder: Path, name: str) -> bytes:

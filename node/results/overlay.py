@@ -18,9 +18,11 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from node.errors import EmptyResult
-from node.sdk import ModelManifest, Segment, Volume
+from node.sdk import CommandManifest, NetworkManifest, Segment, Volume
 
 NOTICE = "AI result, not for diagnosis"
+
+VolumeManifest = NetworkManifest | CommandManifest
 
 _COLUMNS, _ROWS = 4, 3
 _TILE_WIDTH = 264
@@ -57,7 +59,7 @@ class _Anatomy:
 def montage_png(
     volume: Volume,
     labels: NDArray[np.uint8],
-    manifest: ModelManifest,
+    manifest: VolumeManifest,
     *,
     window_hu: tuple[float, float] | None = None,
 ) -> bytes:
@@ -249,7 +251,7 @@ def _compose(
     tiles: Sequence[Image.Image],
     coronal: Image.Image,
     legend: Sequence[tuple[Segment, float]],
-    manifest: ModelManifest,
+    manifest: VolumeManifest,
 ) -> Image.Image:
     grid_width = _COLUMNS * (_TILE_WIDTH + _GAP)
     legend_top = _HEADER + coronal.height + _ABOVE_LEGEND
@@ -269,7 +271,7 @@ def _compose(
     return canvas
 
 
-def _header(draw: ImageDraw.ImageDraw, width: int, manifest: ModelManifest) -> None:
+def _header(draw: ImageDraw.ImageDraw, width: int, manifest: VolumeManifest) -> None:
     middle = _HEADER // 2
     title = f"{manifest.name} {manifest.version}"
     draw.text((_MARGIN, middle), title, _TEXT, _font(26), anchor="lm")
