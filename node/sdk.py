@@ -36,7 +36,9 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
-PLACEHOLDERS = frozenset({"input", "output", "model", "python", "run", "threads", "memory_mib"})
+PLACEHOLDERS = frozenset(
+    {"input", "output", "model", "python", "run", "user", "threads", "memory_mib"}
+)
 
 
 class _Frozen(BaseModel):
@@ -195,7 +197,8 @@ class Command(_Frozen):
 
     In arguments, ``environment``, ``readable`` and ``files``: ``{input}`` and ``{output}`` are
     folders of this run, ``{model}`` the model's folder, ``{python}`` the node's own interpreter,
-    ``{run}`` a name of this run alone, ``{threads}`` and ``{memory_mib}`` what it may use.
+    ``{run}`` a name of this run alone, ``{user}`` the worker's user and group numbers, UID:GID,
+    ``{threads}`` and ``{memory_mib}`` what the program may use.
     """
 
     run: Annotated[tuple[Text, ...], Field(min_length=1)]
