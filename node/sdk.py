@@ -72,7 +72,8 @@ class InputContract(_Frozen):
     """Which series the model was made for. What it refuses it refuses in words."""
 
     modality: Literal["CT", "MR"]
-    orientation: Literal["axial"] = "axial"
+    orientation: Literal["axial", "any"] = "axial"
+    """``any`` is for programs that read positions; the node's own networks see axial slices."""
     min_slices: Annotated[int, Field(ge=2)]
     min_extent_mm: Positive
     """First to last slice centre, along the normal."""
@@ -177,6 +178,17 @@ class RadiographPostprocessing(_Frozen):
     """Of the image's area; a smaller segment is not in the image."""
     min_total_share: Annotated[float, Field(ge=0, le=1)]
     """Of the image's area; where all segments together are smaller, nothing was found."""
+
+
+class Inference(_Frozen):
+    """Test-time choices: what the author of the network allows, and what it needs."""
+
+    reduced_precision: bool = True
+    """bfloat16 or half precision may be used where the reference vector's labels stay the same."""
+    mirror: bool = False
+    """Look at the mirrored image too, left for right, and take the mean, at twice the cost."""
+    mirror_swaps: tuple[tuple[Byte, Byte], ...] = ()
+    """Pairs of segment numbers that a mirror exchanges, such as left and right lung."""
 
 
 class Results(_Frozen):
@@ -295,6 +307,7 @@ class NetworkManifest(_Manifest):
     weights: Weights
     preprocessing: Preprocessing
     postprocessing: Postprocessing
+    inference: Inference = Inference()
 
     @property
     def window_hu(self) -> tuple[float, float]:
@@ -319,6 +332,7 @@ class RadiographManifest(_Manifest):
     weights: Weights
     preprocessing: RadiographPreprocessing
     postprocessing: RadiographPostprocessing
+    inference: Inference = Inference()
     segment_without_sides: Segment
     """What all ``segments`` together are called where the image does not say which side is the
     patient's left (PatientOrientation); its number follows theirs."""

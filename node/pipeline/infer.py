@@ -11,6 +11,7 @@ from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
 from node.errors import DamagedInstance, EmptyResult, ModelFault, Rejected
+from node.foreign.model import CommandModel
 from node.imaging.suitability import require_suitable
 from node.imaging.volume import series_geometry, volume_from_series
 from node.packages import Model
@@ -18,7 +19,12 @@ from node.ports import Artifacts
 from node.sdk import LabelMap, Volume
 
 
-def infer(artifacts: Artifacts, folder: str, model: Model, report: Callable[[float], None]) -> None:
+def infer(
+    artifacts: Artifacts,
+    folder: str,
+    model: Model | CommandModel,
+    report: Callable[[float], None],
+) -> None:
     """Segment the series in ``folder`` with ``model``; running it again changes nothing.
 
     Reads ``{folder}/instances/*.dcm``. Writes ``{folder}/label_map.npz`` (``labels`` uint8, shape
@@ -31,15 +37,20 @@ def infer(artifacts: Artifacts, folder: str, model: Model, report: Callable[[flo
         The series cannot be segmented by this model.
     EmptyResult
         None of the model's segments is in the series.
-    ModelFault
+    ModelFault, ProgramFailed
         The model broke its own contract.
+    ProgramInterrupted, OutOfSpace
+        A program that is the model has to be run again.
     """
     instances = _instances(artifacts, folder)
     require_suitable(model.manifest.input, instances, series_geometry(instances))
     volume = volume_from_series(instances)
-    del instances
     try:
-        label_map = model.segment(volume, report)
+        if isinstance(model, CommandModel):
+            label_map = model.segment(volume, report, instances)
+        else:
+            del instances
+            label_map = model.segment(volume, report)
     except (MemoryError, Rejected):
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -76,7 +87,7 @@ def _packed(label_map: LabelMap) -> bytes:
     return buffer.getvalue()
 
 
-def _measurements(model: Model, volume: Volume, label_map: LabelMap) -> bytes:
+def _measurements(model: Model | CommandModel, volume: Volume, label_map: LabelMap) -> bytes:
     """Per segment: voxels, volume and the slices that it spans (indices in slice order)."""
     manifest = model.manifest
     segments = []
