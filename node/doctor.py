@@ -18,7 +18,7 @@ from pydicom.uid import (
 
 from node import service
 from node.errors import NodeError
-from node.packages import verified_weights
+from node.runtimes.network import verified_weights
 from node.sdk import CommandManifest
 from node.settings import DicomPeer, Settings
 from node.tables import Finding

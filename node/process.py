@@ -105,7 +105,11 @@ def process_folder(
             remedy=f"Use one of: {', '.join(models) or 'none is installed'}.",
         )
     report("loading the model", 0.0)
-    model = load_model(settings.models_dir / model_name)
+    model = load_model(
+        settings.models_dir / model_name,
+        threads=settings.workers.compute_threads,
+        exports=settings.folder("exports"),
+    )
     out.mkdir(parents=True, exist_ok=True)
     written = []
     with tempfile.TemporaryDirectory(prefix="segnode-") as scratch:

@@ -313,7 +313,8 @@ def run_compute(settings: ComputeSettings) -> None:
     from node.pipeline.infer import infer
 
     artifacts = FolderArtifacts(settings.artifacts_dir)
-    models = Models(settings.models_dir, threads=settings.threads)
+    models = Models(settings.models_dir, threads=settings.threads, exports=settings.exports_dir)
+    models.prepare()
 
     def run(folder: str, model: str, digest: str, report: Callable[[float], None]) -> Done:
         # A message that was sent twice finds the label map of the first.

@@ -22,7 +22,7 @@ from node.sdk import LabelMap, Volume
 def infer(
     artifacts: Artifacts,
     folder: str,
-    model: Model | CommandModel,
+    model: Model,
     report: Callable[[float], None],
 ) -> None:
     """Segment the series in ``folder`` with ``model``; running it again changes nothing.
