@@ -188,6 +188,37 @@ def process(
         raise typer.Exit(1)
 
 
+@app.command()
+def train(
+    model: Annotated[Path, typer.Argument(help="A model's folder, or its name below models/.")],
+    data: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Images and labels.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Weights, record, report.")],
+    preset: Annotated[str, typer.Option(help="A preset of the model's recipe.")] = "default",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 20261121,
+    devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes on a CPU.")] = 1,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or gpu.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="Of torch in each process.")] = 1,
+    loaders: Annotated[int, typer.Option(min=0, help="Processes that prepare samples.")] = 0,
+    precision: Annotated[str, typer.Option(help="As Lightning names it.")] = "32-true",
+    resume: Annotated[bool, typer.Option(help="Go on with what OUT holds.")] = True,
+) -> None:
+    """Train a model; the same command again goes on after a kill. docs/training.md says more."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: torch has the threads
+    from node.training.train import Run
+    from node.training.train import train as start
+
+    folder = model if model.is_dir() else load().models_dir / model
+    weights = start(
+        Run(
+            folder, data, out, preset=preset, epochs=epochs, seed=seed, devices=devices,
+            accelerator=accelerator, threads=threads, loaders=loaders, precision=precision,
+            resume=resume,
+        )
+    )  # fmt: skip
+    _out.print(f"[green]✓[/] {weights}; read {out / 'report.md'}")
+
+
 @app.command(hidden=True)
 def run(role: Literal["watch", "console", "worker", "compute"]) -> None:
     """One process of the node, in the foreground: what the supervisor or a container starts."""

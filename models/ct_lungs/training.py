@@ -1,0 +1,153 @@
+"""How ct_lungs is trained: `segnode train ct_lungs --data DIR --out DIR`.
+
+``DIR`` holds one folder of DICOM per series and ``pseudo_labels_256/*.npz``: packed threshold
+masks at 256x256 with the SOP Instance UIDs that they belong to. Preprocessing is the node's own,
+read from model.toml, so that the network trains on what it will see. How samples are varied is in
+``variation.py``, what the labels are worth in ``pseudo_labels.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from node.imaging.intensity import window
+from node.imaging.pixels import AIR_HU
+from node.imaging.resample import PlaneGrid, grid_on_body, patient_orientation
+from node.imaging.sliding_window import context_offset
+from node.sdk import NetworkManifest, Preprocessing
+from node.training.labels import masks_by_sop_instance_uid
+from node.training.recipe import Case, Image, Labels, Settings
+from node.training.series import Series, read_series
+
+from .pseudo_labels import lung_labels
+from .variation import varied, without_lung
+
+PRESETS = MappingProxyType(
+    {
+        # Made the shipped weights: an hour on one core.
+        "default": Settings(
+            epochs=48,
+            samples_per_epoch=384,
+            batch=8,
+            rate=2e-3,
+            validate_every=4,
+            validation_patients=("ACRIN-FLT-Breast_013",),
+        ),
+        # For a first look: ten to fifteen minutes on one core.
+        "quick": Settings(
+            epochs=20,
+            samples_per_epoch=320,
+            batch=8,
+            rate=3e-3,
+            validate_every=4,
+            validation_patients=("ACRIN-FLT-Breast_013",),
+            average_decay=0.98,
+        ),
+    }
+)
+
+SHARE_WITH_LUNG = 0.7
+"""Of the slabs drawn from a series; the rest is from anywhere in it."""
+SHARE_SYNTHETIC = 0.06
+"""Of all slabs: bodies that no patient had, without a lung in them."""
+
+
+def read_cases(data: Path, manifest: NetworkManifest) -> Sequence[Case]:
+    """Every series below ``data`` that has a mask, on the network's grid."""
+    masks = masks_by_sop_instance_uid(sorted((data / "pseudo_labels_256").glob("*.npz")))
+    return [
+        _case(series, masks, manifest.preprocessing)
+        for series in read_series(data)
+        if all(uid in masks for uid in series.volume.sop_instance_uids)
+    ]
+
+
+def draw(case: Case, manifest: NetworkManifest, rng: np.random.Generator) -> tuple[Image, Labels]:
+    """One slab, varied as other scanners, patients and fields of view would vary it."""
+    preprocessing = manifest.preprocessing
+    if rng.random() < SHARE_SYNTHETIC:
+        slab = without_lung(preprocessing.context_slices, case.planes.shape[1], rng)
+        return varied(slab, np.zeros(slab.shape[1:], np.uint8), preprocessing.window_hu, rng)
+    with_lung = np.flatnonzero(case.labels.any(axis=(1, 2)))
+    pool = with_lung if rng.random() < SHARE_WITH_LUNG else np.arange(len(case.planes))
+    index = int(rng.choice(pool))
+    # Slice spacing varies between scanners: so does the distance of the neighbours. At the ends of
+    # a series there are none, and the slice repeats.
+    context_mm = preprocessing.context_mm * rng.uniform(0.5, 1.5)
+    offset = context_offset(case.spacing_mm[0], context_mm) * int(rng.random() > 0.1)
+    half = preprocessing.context_slices // 2
+    around = index + np.arange(-half, half + 1) * offset
+    slab = case.planes[np.clip(around, 0, len(case.planes) - 1)]
+    return varied(slab, case.labels[index], preprocessing.window_hu, rng)
+
+
+def inputs(case: Case, manifest: NetworkManifest) -> npt.NDArray[np.float32]:
+    """Every slice with its neighbours, as the node shows them to the network."""
+    preprocessing = manifest.preprocessing
+    planes = window(case.planes, *preprocessing.window_hu)
+    half = preprocessing.context_slices // 2
+    offset = context_offset(case.spacing_mm[0], preprocessing.context_mm)
+    around = np.arange(len(planes))[:, None] + np.arange(-half, half + 1) * offset
+    return planes[np.clip(around, 0, len(planes) - 1)]
+
+
+def truth(series: Series, data: Path, manifest: NetworkManifest) -> Labels | None:
+    """Threshold labels on the source grid (slices, rows, columns); None where there is no mask."""
+    masks = masks_by_sop_instance_uid(sorted(data.rglob("*.npz")))
+    if not all(uid in masks for uid in series.volume.sop_instance_uids):
+        return None
+    preprocessing = manifest.preprocessing
+    case, grid = _on_grid(series, masks, preprocessing)
+    left, right = (grid.to_source(case.labels == side, 0) for side in (1, 2))
+    labels = np.where(left + right > 0.5, np.where(left >= right, 1, 2), 0).astype(np.uint8)
+    return patient_orientation(series.volume.affine).undo(labels)
+
+
+def _case(
+    series: Series, masks: dict[str, npt.NDArray[np.bool_]], preprocessing: Preprocessing
+) -> Case:
+    return _on_grid(series, masks, preprocessing)[0]
+
+
+def _on_grid(
+    series: Series, masks: dict[str, npt.NDArray[np.bool_]], preprocessing: Preprocessing
+) -> tuple[Case, PlaneGrid]:
+    """One series and its labels as the network will see them, and where that lies."""
+    volume = series.volume
+    orientation = patient_orientation(volume.affine)
+    array = orientation.apply(volume.array)
+    slices_mm, rows_mm, columns_mm = (volume.spacing_mm[axis] for axis in orientation.axes)
+    spacing_mm = (slices_mm, rows_mm, columns_mm)
+    step_mm = preprocessing.in_plane_spacing_mm
+    grid = grid_on_body(
+        array, spacing_mm, preprocessing.in_plane_size, step_mm, preprocessing.body_above_hu
+    )
+    planes = grid.from_source(array, AIR_HU)
+    mask = orientation.apply(np.stack([masks[uid] for uid in volume.sop_instance_uids]))
+    lungs = _mask_grid(grid, mask.shape).from_source(mask, 0) > 0.5
+    labels = lung_labels(planes, lungs, slices_mm, step_mm)
+    case = Case(
+        series.name, series.patient, planes, labels, (slices_mm, step_mm, step_mm), series.files
+    )
+    return case, grid
+
+
+def _mask_grid(grid: PlaneGrid, shape: tuple[int, ...]) -> PlaneGrid:
+    """The same square over a mask (slices, rows, columns) that shows the source plane smaller."""
+    rows, columns = shape[1:]
+    shrink = (grid.source_shape[0] / rows, grid.source_shape[1] / columns)
+    return PlaneGrid(
+        grid.size,
+        grid.spacing_mm,
+        (rows, columns),
+        (grid.source_spacing_mm[0] * shrink[0], grid.source_spacing_mm[1] * shrink[1]),
+        (
+            (grid.center[0] - (shrink[0] - 1) / 2) / shrink[0],
+            (grid.center[1] - (shrink[1] - 1) / 2) / shrink[1],
+        ),
+    )
