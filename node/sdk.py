@@ -239,8 +239,9 @@ class Command(_Frozen):
     environment: Mapping[VariableName, str] = Field(default_factory=dict)
     pass_environment: tuple[VariableName, ...] = ()
     """Variables of the compute worker that the program gets; all others stay behind."""
-    retry_exit_statuses: tuple[Byte, ...] = (75,)
-    """After these the job is tried again later; 75 is EX_TEMPFAIL of sysexits.h."""
+    retry_exit_statuses: tuple[Byte, ...] = (75, 137, 143)
+    """After these the job is tried again later, a few times. 75 is EX_TEMPFAIL of sysexits.h; 137
+    and 143 mean ended by SIGKILL, as when memory runs out, and by SIGTERM."""
     files: Mapping[Text, Sha256] = Field(default_factory=dict)
     """Programs and weights, checked before the first run; a folder's is that of its listing."""
 

@@ -218,11 +218,8 @@ class _Run:
 def _require_success(ended: Ended, command: Command) -> None:
     if ended.status == 0:
         return
-    wrote = f"; it wrote: {ended.words}" if ended.words else "; it wrote nothing"
-    if ended.status < 0:
-        raise ProgramInterrupted(f"The program was ended by signal {-ended.status}{wrote}")
+    wrote = f"it wrote: {ended.words}" if ended.words else "it wrote nothing"
+    told = f"The program failed with exit status {ended.status}; {wrote}"
     if ended.status in command.retry_exit_statuses:
-        raise ProgramInterrupted(
-            f"The program asks to be run later (exit status {ended.status}){wrote}"
-        )
-    raise ProgramFailed(f"The program failed with exit status {ended.status}{wrote}")
+        raise ProgramInterrupted(told)
+    raise ProgramFailed(told)

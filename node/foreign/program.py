@@ -55,8 +55,8 @@ class Limits:
 class Ended:
     """How a program ended by itself.
 
-    ``status`` is its exit status, or minus the number of the signal that ended it; ``words`` the
-    end of what it wrote, fit to be shown.
+    ``status`` is its exit status, or 128 and the number of the signal that ended it, as shells,
+    bubblewrap and container engines count; ``words`` the end of what it wrote, fit to be shown.
     """
 
     status: int
@@ -111,7 +111,8 @@ def run_program(
             f"The program took more than {exceeded} and was ended{told}",
             remedy="Raise the limit in [command] of model.toml, or send a smaller series.",
         )
-    return Ended(process.returncode, words)
+    status = process.returncode
+    return Ended(status if status >= 0 else 128 - status, words)
 
 
 def shown(output: str, work: Path) -> str:
