@@ -21,8 +21,6 @@ from node.sdk import Radiograph
 MIN_SHADES = 16
 """A VOI transformation that leaves fewer is a mistake of the header, and is passed over."""
 
-_SPACING_KEYWORDS = ("PixelSpacing", "ImagerPixelSpacing")
-
 
 def radiograph_from(ds: Dataset) -> Radiograph:
     """Decode one radiograph and bring it to presentation values.
@@ -71,14 +69,16 @@ def pixel_spacing_mm(ds: Dataset) -> tuple[float, float] | None:
 
     Either is of a projection, the second at the detector: lengths in the patient are shorter.
     """
-    for keyword in _SPACING_KEYWORDS:
-        try:
-            row, column = (float(value) for value in ds.get(keyword) or ())
-        except (TypeError, ValueError):
-            continue
-        if row > 0 and column > 0 and np.isfinite([row, column]).all():
-            return row, column
-    return None
+    return spacing_of(ds, "PixelSpacing") or spacing_of(ds, "ImagerPixelSpacing")
+
+
+def spacing_of(ds: Dataset, keyword: str) -> tuple[float, float] | None:
+    """Two positive numbers of one attribute; None where it holds something else."""
+    try:
+        row, column = (float(value) for value in ds.get(keyword) or ())
+    except (TypeError, ValueError):
+        return None
+    return (row, column) if min(row, column) > 0 and np.isfinite(row + column) else None
 
 
 @dataclass(frozen=True)
