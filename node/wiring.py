@@ -306,12 +306,23 @@ class Hospital:
 
 
 def run_compute(settings: ComputeSettings) -> None:
-    """The compute workers: a model is loaded in the pool child, at its first job."""
+    """The compute workers: a model is loaded in the pool child, at its first job.
+
+    Raises
+    ------
+    ModelFault
+        A model is somebody else's program that cannot run on this machine.
+    """
     from node.edges.celery_app import COMPUTE_QUEUE
     from node.edges.compute import register_compute_task
+    from node.foreign.check import require_runnable
     from node.packages import Models
     from node.pipeline.infer import infer
+    from node.sdk import CommandManifest
 
+    for name, manifest in find_models(settings.models_dir).items():
+        if isinstance(manifest, CommandManifest):
+            require_runnable(settings.models_dir / name, manifest, hashes=False)
     artifacts = FolderArtifacts(settings.artifacts_dir)
     models = Models(settings.models_dir, threads=settings.threads, exports=settings.exports_dir)
     models.prepare()
