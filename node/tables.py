@@ -99,6 +99,8 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
     ):  # fmt: skip
         if value:
             facts.add_row(name, str(value))
+    for reason in one.facts.get("left_out", ()):
+        facts.add_row("left out", reason)
     for name, proof in one.facts.get("proofs", {}).items():
         facts.add_row("proof", f"{name}: {proof['by']}")
     tries = Table(box=box.SIMPLE)

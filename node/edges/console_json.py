@@ -19,7 +19,7 @@ _RUNNING = (State.QUEUED, State.RUNNING)
 _ACTIONS = (Event.RETRY, Event.CANCEL)
 
 #: Facts that help a person. The others are for later steps.
-_SHOWN_FACTS = ("instances", "sender", "received_over", "accepted", "proofs")
+_SHOWN_FACTS = ("instances", "sender", "received_over", "accepted", "left_out", "proofs")
 
 
 def group_of(job: Job) -> str:

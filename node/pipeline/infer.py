@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from pydicom import Dataset, dcmread
@@ -12,11 +12,15 @@ from pydicom.errors import InvalidDicomError
 
 from node.errors import DamagedInstance, EmptyResult, ModelFault, Rejected
 from node.foreign.model import CommandModel
+from node.imaging.measurements import measured
+from node.imaging.radiograph import radiograph_from
 from node.imaging.suitability import require_suitable
+from node.imaging.views import choose_radiograph
 from node.imaging.volume import series_geometry, volume_from_series
 from node.packages import Model
 from node.ports import Artifacts
-from node.sdk import LabelMap, Volume
+from node.radiographs import RadiographModel
+from node.sdk import InputContract, LabelMap, Radiograph, RadiographContract, Volume
 
 
 def infer(
@@ -28,7 +32,8 @@ def infer(
     """Segment the series in ``folder`` with ``model``; running it again changes nothing.
 
     Reads ``{folder}/instances/*.dcm``. Writes ``{folder}/label_map.npz`` (``labels`` uint8, shape
-    (slices, rows, columns), and ``sop_instance_uids`` in slice order, pseudonymous) and
+    (slices, rows, columns), or (1, rows, columns) of the frontal radiograph, and
+    ``sop_instance_uids`` in slice order, pseudonymous) and
     ``{folder}/measurements.json``. ``report`` is called with the share done, 0 to 1.
 
     Raises
@@ -43,14 +48,9 @@ def infer(
         A program that is the model has to be run again.
     """
     instances = _instances(artifacts, folder)
-    require_suitable(model.manifest.input, instances, series_geometry(instances))
-    volume = volume_from_series(instances)
+    case = _case(model.manifest.input, instances)
     try:
-        if isinstance(model, CommandModel):
-            label_map = model.segment(volume, report, instances)
-        else:
-            del instances
-            label_map = model.segment(volume, report)
+        label_map = _segmented(model, case, instances, report)
     except (MemoryError, Rejected):
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -60,9 +60,36 @@ def infer(
     if not label_map.array.any():
         labels = ", ".join(segment.label for segment in model.manifest.segments)
         raise EmptyResult(f"Model {model.manifest.name} found none of: {labels}")
-    artifacts.put(f"{folder}/measurements.json", _measurements(model, volume, label_map))
+    artifacts.put(f"{folder}/measurements.json", _measurements(model, case, label_map))
     # Last, because its presence says that the step is done.
     artifacts.put(f"{folder}/label_map.npz", _packed(label_map))
+
+
+def _case(
+    contract: InputContract | RadiographContract, instances: Sequence[Dataset]
+) -> Volume | Radiograph:
+    """What the model looks at: the volume of all instances, or the one frontal radiograph."""
+    if isinstance(contract, RadiographContract):
+        return radiograph_from(instances[choose_radiograph(contract, instances).index])
+    require_suitable(contract, instances, series_geometry(instances))
+    return volume_from_series(instances)
+
+
+def _segmented(
+    model: Model,
+    case: Volume | Radiograph,
+    instances: list[Dataset],
+    report: Callable[[float], None],
+) -> LabelMap:
+    if isinstance(model, CommandModel):
+        assert isinstance(case, Volume)  # noqa: S101 - its manifest has no other contract
+        return model.segment(case, report, instances)
+    instances.clear()  # their pixels, a second time
+    if isinstance(model, RadiographModel):
+        assert isinstance(case, Radiograph)  # noqa: S101
+        return model.segment(case, report)
+    assert isinstance(case, Volume)  # noqa: S101
+    return model.segment(case, report)
 
 
 def _instances(artifacts: Artifacts, folder: str) -> list[Dataset]:
@@ -87,26 +114,12 @@ def _packed(label_map: LabelMap) -> bytes:
     return buffer.getvalue()
 
 
-def _measurements(model: Model | CommandModel, volume: Volume, label_map: LabelMap) -> bytes:
-    """Per segment: voxels, volume and the slices that it spans (indices in slice order)."""
+def _measurements(model: Model, case: Volume | Radiograph, label_map: LabelMap) -> bytes:
+    """Which model it was, and what :func:`node.imaging.measurements.measured` says of it."""
     manifest = model.manifest
-    segments = []
-    for segment in manifest.segments:
-        per_slice = (label_map.array == segment.number).sum(axis=(1, 2))
-        voxels = int(per_slice.sum())
-        slices = np.flatnonzero(per_slice)
-        segments.append(
-            {
-                "number": segment.number,
-                "label": segment.label,
-                "voxels": voxels,
-                "volume_ml": round(voxels * volume.voxel_ml, 3),
-                "first_slice": int(slices[0]) if voxels else None,
-                "last_slice": int(slices[-1]) if voxels else None,
-            }
-        )
+    labels, segments = manifest.settled(label_map.array)
     document = {
         "model": {"name": manifest.name, "version": manifest.version, "digest": manifest.digest},
-        "segments": segments,
+        "segments": measured(case, labels, segments),
     }
     return json.dumps(document, indent=1, sort_keys=True).encode()
