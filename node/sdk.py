@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -255,7 +255,9 @@ class Command(_Frozen):
             if not any(wanted in argument for argument in self.run):
                 raise ValueError(f"run: no argument holds {wanted}")
         for argument in self.run:
-            if argument.startswith("{model}/") and argument not in self.files:
+            parts = PurePosixPath(argument)
+            vouched = any(parts.is_relative_to(name) for name in self.files)
+            if argument.startswith("{model}/") and not vouched:
                 raise ValueError(f"files: the SHA-256 of {argument} is missing")
         for name in (*self.environment, *self.pass_environment):
             if name.startswith("SEGNODE"):
