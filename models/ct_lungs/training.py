@@ -1,14 +1,15 @@
 """How ct_lungs is trained: `segnode train ct_lungs --data DIR --out DIR`.
 
-``DIR`` holds one folder of DICOM per series and ``pseudo_labels_256/*.npz``: packed threshold
-masks at 256x256 with the SOP Instance UIDs that they belong to. Preprocessing is the node's own,
-read from model.toml, so that the network trains on what it will see. How samples are varied is in
-``variation.py``, what the labels are worth in ``pseudo_labels.py``.
+``DIR`` holds folders of DICOM, with labels as a Segmentation, NIfTI or npz beside them, or with
+packed threshold masks (``*.npz``) that name the SOP Instance UIDs that they belong to.
+Preprocessing is the node's own, read from model.toml, so that the network trains on what it will
+see. How samples are varied is in ``variation.py``, what the labels are worth in
+``pseudo_labels.py``, what the result is tried with in ``stress.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,21 +18,25 @@ import numpy.typing as npt
 
 from node.imaging.intensity import window
 from node.imaging.pixels import AIR_HU
-from node.imaging.resample import PlaneGrid, grid_on_body, patient_orientation
+from node.imaging.resample import Orientation, PlaneGrid, grid_on_body, patient_orientation
 from node.imaging.sliding_window import context_offset
-from node.sdk import NetworkManifest, Preprocessing
-from node.training.labels import masks_by_sop_instance_uid
+from node.sdk import NetworkManifest, Preprocessing, Volume
+from node.training.examples import Example, example_of
+from node.training.labels import label_files, masks_by_sop_instance_uid
 from node.training.recipe import Case, Image, Labels, Settings
 from node.training.series import Series, read_series
 
-from .pseudo_labels import lung_labels
+from .pseudo_labels import LEFT, RIGHT, lung_labels
+from .stress import stresses
 from .variation import varied, without_lung
+
+__all__ = ["PRESETS", "draw", "examples", "inputs", "read_cases", "stresses"]
 
 PRESETS = MappingProxyType(
     {
         # Made the shipped weights: an hour on one core.
         "default": Settings(
-            epochs=48,
+            epochs=36,
             samples_per_epoch=384,
             batch=8,
             rate=2e-3,
@@ -58,13 +63,8 @@ SHARE_SYNTHETIC = 0.06
 
 
 def read_cases(data: Path, manifest: NetworkManifest) -> Sequence[Case]:
-    """Every series below ``data`` that has a mask, on the network's grid."""
-    masks = masks_by_sop_instance_uid(sorted((data / "pseudo_labels_256").glob("*.npz")))
-    return [
-        _case(series, masks, manifest.preprocessing)
-        for series in read_series(data)
-        if all(uid in masks for uid in series.volume.sop_instance_uids)
-    ]
+    """Every labelled series below ``data``, on the network's grid."""
+    return [case for _, case, _ in _labelled([data], manifest)]
 
 
 def draw(case: Case, manifest: NetworkManifest, rng: np.random.Generator) -> tuple[Image, Labels]:
@@ -96,45 +96,62 @@ def inputs(case: Case, manifest: NetworkManifest) -> npt.NDArray[np.float32]:
     return planes[np.clip(around, 0, len(planes) - 1)]
 
 
-def truth(series: Series, data: Path, manifest: NetworkManifest) -> Labels | None:
-    """Threshold labels on the source grid (slices, rows, columns); None where there is no mask."""
-    masks = masks_by_sop_instance_uid(sorted(data.rglob("*.npz")))
-    if not all(uid in masks for uid in series.volume.sop_instance_uids):
-        return None
-    preprocessing = manifest.preprocessing
-    case, grid = _on_grid(series, masks, preprocessing)
-    left, right = (grid.to_source(case.labels == side, 0) for side in (1, 2))
-    labels = np.where(left + right > 0.5, np.where(left >= right, 1, 2), 0).astype(np.uint8)
-    return patient_orientation(series.volume.affine).undo(labels)
+def examples(data: Sequence[Path], manifest: NetworkManifest) -> Iterator[Example]:
+    """The same series with their labels on the scanner's grid."""
+    for series, case, grid in _labelled(data, manifest):
+        left, right = (grid.to_source(case.labels == side, 0) for side in (LEFT, RIGHT))
+        sides = np.where(left >= right, LEFT, RIGHT)
+        labels = np.where(left + right > 0.5, sides, 0).astype(np.uint8)
+        yield example_of(series, patient_orientation(series.volume.affine).undo(labels))
 
 
-def _case(
-    series: Series, masks: dict[str, npt.NDArray[np.bool_]], preprocessing: Preprocessing
-) -> Case:
-    return _on_grid(series, masks, preprocessing)[0]
+def _labelled(data: Path, manifest: NetworkManifest) -> Iterator[tuple[Series, Case, PlaneGrid]]:
+    """Each series with its labels as the network will see them, and where that lies.
+
+    Labels that somebody made (SEG, NIfTI, npz) go before threshold masks.
+    """
+    made = label_files(*data)
+    masks = masks_by_sop_instance_uid(
+        [path for place in data for path in sorted(place.rglob("*.npz"))]
+    )
+    for series in (series for place in data for series in read_series(place)):
+        volume = series.volume
+        orientation = patient_orientation(volume.affine)
+        planes, grid, spacing_mm = _planes(volume, orientation, manifest.preprocessing)
+        labels = made.of(series, manifest.segments)
+        if labels is not None:
+            sides = orientation.apply(labels)
+            on_grid = np.zeros(planes.shape, np.uint8)
+            for side in (LEFT, RIGHT):
+                on_grid[grid.from_source(sides == side, 0) > 0.5] = side
+        elif all(uid in masks for uid in volume.sop_instance_uids):
+            mask = orientation.apply(np.stack([masks[uid] for uid in volume.sop_instance_uids]))
+            lungs = _mask_grid(grid, mask.shape).from_source(mask, 0) > 0.5
+            on_grid = lung_labels(planes, lungs, spacing_mm[0], spacing_mm[1])
+        else:
+            continue
+        yield (
+            series,
+            Case(series.name, series.patient, planes, on_grid, spacing_mm, series.files),
+            grid,
+        )
 
 
-def _on_grid(
-    series: Series, masks: dict[str, npt.NDArray[np.bool_]], preprocessing: Preprocessing
-) -> tuple[Case, PlaneGrid]:
-    """One series and its labels as the network will see them, and where that lies."""
-    volume = series.volume
-    orientation = patient_orientation(volume.affine)
+def _planes(
+    volume: Volume, orientation: Orientation, preprocessing: Preprocessing
+) -> tuple[npt.NDArray[np.float32], PlaneGrid, tuple[float, float, float]]:
+    """HU on the network's grid, that grid, and its spacing."""
     array = orientation.apply(volume.array)
     slices_mm, rows_mm, columns_mm = (volume.spacing_mm[axis] for axis in orientation.axes)
-    spacing_mm = (slices_mm, rows_mm, columns_mm)
     step_mm = preprocessing.in_plane_spacing_mm
     grid = grid_on_body(
-        array, spacing_mm, preprocessing.in_plane_size, step_mm, preprocessing.body_above_hu
+        array,
+        (slices_mm, rows_mm, columns_mm),
+        preprocessing.in_plane_size,
+        step_mm,
+        preprocessing.body_above_hu,
     )
-    planes = grid.from_source(array, AIR_HU)
-    mask = orientation.apply(np.stack([masks[uid] for uid in volume.sop_instance_uids]))
-    lungs = _mask_grid(grid, mask.shape).from_source(mask, 0) > 0.5
-    labels = lung_labels(planes, lungs, slices_mm, step_mm)
-    case = Case(
-        series.name, series.patient, planes, labels, (slices_mm, step_mm, step_mm), series.files
-    )
-    return case, grid
+    return grid.from_source(array, AIR_HU), grid, (slices_mm, step_mm, step_mm)
 
 
 def _mask_grid(grid: PlaneGrid, shape: tuple[int, ...]) -> PlaneGrid:

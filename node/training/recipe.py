@@ -22,6 +22,8 @@ from node.errors import ModelFault
 from node.sdk import NetworkManifest, RadiographManifest
 
 RECIPE_NAME = "training.py"
+RECORD_NAME = "training.json"
+"""What a run writes of itself; the one that made the shipped weights lies in the model's folder."""
 
 Manifest = NetworkManifest | RadiographManifest
 """Of a network that the node runs itself; what somebody else's program was trained on is theirs."""
@@ -87,7 +89,12 @@ class Settings:
 
 
 class Recipe(Protocol):
-    """The names of a ``training.py``."""
+    """The names of a ``training.py``.
+
+    For `segnode evaluate` it may also have ``examples(folders, manifest)``, which yields every
+    labelled image as a :class:`node.training.examples.Example`, and ``stresses(example)``, which
+    yields changed ones with what was changed.
+    """
 
     PRESETS: Mapping[str, Settings]
     """At least ``default`` (made the shipped weights) and ``quick``."""

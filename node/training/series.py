@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,9 @@ from pydicom.errors import InvalidDicomError
 
 from node.imaging.volume import volume_from_series
 from node.sdk import Volume
+
+Instance = tuple[Path, Dataset]
+"""A file and its header."""
 
 IMAGE_MODALITIES = frozenset({"CT", "MR"})
 
@@ -33,23 +36,37 @@ class Series:
 
 
 def read_series(data: Path) -> Iterator[Series]:
-    """Every CT and MR series of two instances or more below ``data``, by path of its first file.
+    """Every CT and MR series of two instances or more below ``data``, in order of their paths.
 
-    One series may lie in one folder only; other objects beside it are passed over.
+    A series lies in one folder; other objects beside it are passed over.
+
+    Raises
+    ------
+    NodeError
+        A series cannot be read as one volume.
     """
-    found: dict[tuple[Path, str], list[tuple[Path, Dataset]]] = defaultdict(list)
+    for instances in find_series(data):
+        if len(instances) > 1:
+            yield series_of(instances)
+
+
+def find_series(data: Path) -> list[list[Instance]]:
+    """Paths and headers of all CT and MR instances with a place in the patient, by series."""
+    found: dict[tuple[Path, str], list[Instance]] = defaultdict(list)
     for path in sorted(path for path in data.rglob("*") if path.is_file()):
         try:
             header: Dataset = dcmread(path, stop_before_pixels=True)
         except (InvalidDicomError, OSError):
             continue
-        if header.get("Modality") in IMAGE_MODALITIES and "ImagePositionPatient" in header:
+        if header.get("Modality") in IMAGE_MODALITIES and "SeriesInstanceUID" in header:
             found[path.parent, str(header.SeriesInstanceUID)].append((path, header))
-    for (folder, _), instances in found.items():
-        if len(instances) < 2:
-            continue
-        files = tuple(path for path, _ in instances)
-        header = instances[0][1]
-        volume = volume_from_series([dcmread(path) for path in files])
-        patient = str(header.get("PatientID") or folder.name)
-        yield Series(folder.name, patient, volume, header, files)
+    return list(found.values())
+
+
+def series_of(instances: Sequence[Instance]) -> Series:
+    """Read the pixels of one series."""
+    files = tuple(path for path, _ in instances)
+    header = instances[0][1]
+    volume = volume_from_series([dcmread(path) for path in files])
+    folder = files[0].parent.name
+    return Series(folder, str(header.get("PatientID") or folder), volume, header, files)

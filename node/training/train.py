@@ -34,12 +34,11 @@ from node.training.frame import (
     seed_everything,
 )
 from node.training.learning import CaseData, Learner
-from node.training.recipe import Case, Manifest, Settings, load_recipe
+from node.training.recipe import RECORD_NAME, Case, Manifest, Settings, load_recipe
 from node.training.report import write_report
 from node.training.split import Split, split_by_patient
 
 LAST, BEST = "last", "best"
-RECORD_NAME = "training.json"
 CHECKPOINTS = "checkpoints"
 PACKAGES = ("torch", "lightning", "segmentation-models-pytorch", "timm", "numpy", "scipy")
 
