@@ -23,17 +23,21 @@ def keep_large_regions(
     ``labels`` is uint8, shape (rows, columns), 0 background.
     """
     result = np.zeros_like(labels)
-    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+    boxes = ndimage.find_objects(labels)
+    for number, box in enumerate(boxes, start=1):
         if box is None:
             continue
         regions, _ = ndimage.label(labels[box] == number)
         areas = np.bincount(regions.ravel())
         areas[0] = 0
         large = np.flatnonzero(areas >= max(1, min_region_share * areas.max()))
-        kept = ndimage.binary_fill_holes(np.isin(regions, large))
-        if np.count_nonzero(kept) >= min_segment_share * labels.size:
-            # Of a hole that holds another segment, that segment is no part.
-            result[box][kept & (result[box] == 0)] = number
+        if areas[large].sum() >= min_segment_share * labels.size:
+            result[box][np.isin(regions, large)] = number
+    for number, box in enumerate(boxes, start=1):
+        if box is not None:
+            # What lies in a hole and is a segment of its own stays that.
+            inside = ndimage.binary_fill_holes(result[box] == number)
+            result[box][inside & (result[box] == 0)] = number
     if np.count_nonzero(result) < min_total_share * labels.size:
         return np.zeros_like(labels)
     return result
