@@ -152,7 +152,7 @@ def load_network_model(
 ) -> NetworkModel:
     """See :func:`load_model`."""
     verified_weights(folder, manifest)
-    if engine == "auto" and _gpu_may_be_here() and (model := _on_gpu(folder, manifest)):
+    if engine == "auto" and _gpu_may_be_here() and (model := on_gpu(folder, manifest)):
         return model
     if engine != "torch" and exports is not None and openvino_cpu.is_installed():
         try:
@@ -175,6 +175,11 @@ def on_torch(folder: Path, manifest: WithWeights, threads: int) -> NetworkModel:
     from node.runtimes.pytorch import TorchCpu
 
     return _model(manifest, TorchCpu(load_network(folder, manifest), threads))
+
+
+def find_or_make_export(folder: Path, manifest: WithWeights, exports: Path) -> Export:
+    """The export that is kept, or a new one; see :func:`make_export`."""
+    return find_export(exports, manifest) or make_export(folder, manifest, exports)
 
 
 def make_export(folder: Path, manifest: WithWeights, exports: Path) -> Export:
@@ -218,7 +223,7 @@ def found_in(model: NetworkModel, reference: Reference) -> Labels:
 
 def _on_openvino(folder: Path, manifest: WithWeights, threads: int, exports: Path) -> NetworkModel:
     """bfloat16 where the processor has it and the labels stay the same, else float32."""
-    export = find_export(exports, manifest) or make_export(folder, manifest, exports)
+    export = find_or_make_export(folder, manifest, exports)
     reference = read_reference(folder, manifest)
     if manifest.inference.reduced_precision and openvino_cpu.computes_bf16():
         model = on_openvino(manifest, export, "bf16", threads)
@@ -234,7 +239,7 @@ def _on_openvino(folder: Path, manifest: WithWeights, threads: int, exports: Pat
     return model
 
 
-def _on_gpu(folder: Path, manifest: WithWeights) -> NetworkModel | None:
+def on_gpu(folder: Path, manifest: WithWeights) -> NetworkModel | None:
     """Half precision where the labels stay the same, else float32; None without a usable GPU."""
     if importlib.util.find_spec("torch") is None:
         return None

@@ -25,6 +25,9 @@ EXPECTED_NAME = "expected.npz"
 
 Labels = npt.NDArray[np.uint8]
 
+_UNREADABLE = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile)
+_SEAL = "`segnode models seal` writes it with the weights that lie there."
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -42,25 +45,35 @@ def read_reference(folder: Path, manifest: WithWeights) -> Reference:
     ModelFault
         A file is missing, damaged, or lacks an array; or the shapes differ.
     """
-    place = folder / REFERENCE_NAME
+    case = read_case(folder, manifest)
     try:
-        with np.load(place / INPUT_NAME, allow_pickle=False) as file:
-            case = _radiograph(file) if isinstance(manifest, RadiographManifest) else _volume(file)
-        with np.load(place / EXPECTED_NAME, allow_pickle=False) as file:
+        with np.load(folder / REFERENCE_NAME / EXPECTED_NAME, allow_pickle=False) as file:
             labels: Labels = file["labels"]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ModelFault(
-            f"Model {folder.name}: {REFERENCE_NAME}/ cannot be read ({type(error).__name__})",
-            remedy="Write it with the weights that lie there; models/README.md says how.",
-        ) from error
+    except _UNREADABLE as error:
+        raise _unreadable(folder, EXPECTED_NAME, error) from error
     shape = case.array.shape if isinstance(case, Volume) else (1, *case.array.shape)
     if labels.shape != shape:
         raise ModelFault(
             f"Model {folder.name}: {REFERENCE_NAME}/{EXPECTED_NAME} has the shape {labels.shape}, "
             f"{INPUT_NAME} has {shape}",
-            remedy="Write both anew with the weights that lie there.",
+            remedy=_SEAL,
         )
     return Reference(case, labels)
+
+
+def read_case(folder: Path, manifest: WithWeights) -> Volume | Radiograph:
+    """The input of the reference vector, without its labels.
+
+    Raises
+    ------
+    ModelFault
+        The file is missing, damaged, or lacks an array.
+    """
+    try:
+        with np.load(folder / REFERENCE_NAME / INPUT_NAME, allow_pickle=False) as file:
+            return _radiograph(file) if isinstance(manifest, RadiographManifest) else _volume(file)
+    except _UNREADABLE as error:
+        raise _unreadable(folder, INPUT_NAME, error) from error
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
@@ -88,6 +101,13 @@ def agreement(one: Labels, other: Labels) -> float:
             here, there = one == number, other == number
             dice.append(2.0 * int((here & there).sum()) / int(here.sum() + there.sum()))
     return min(dice)
+
+
+def _unreadable(folder: Path, name: str, error: Exception) -> ModelFault:
+    return ModelFault(
+        f"Model {folder.name}: {REFERENCE_NAME}/{name} cannot be read ({type(error).__name__})",
+        remedy=_SEAL,
+    )
 
 
 def _volume(file: Mapping[str, Any]) -> Volume:

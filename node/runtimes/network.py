@@ -64,7 +64,10 @@ def verified_weights(folder: Path, manifest: WithWeights) -> bytes:
     try:
         weights = (folder / WEIGHTS_NAME).read_bytes()
     except OSError as error:
-        raise ModelFault(f"Model {folder.name}: {WEIGHTS_NAME} cannot be read") from error
+        raise ModelFault(
+            f"Model {folder.name}: {WEIGHTS_NAME} cannot be read",
+            remedy="Install the whole folder; or train the model, then `segnode models seal` it.",
+        ) from error
     if hashlib.sha256(weights).hexdigest() != manifest.weights.sha256:
         raise ModelFault(
             f"Model {folder.name}: the SHA-256 of {WEIGHTS_NAME} is not the one in "
