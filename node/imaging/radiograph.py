@@ -140,8 +140,8 @@ def normalised(
     image = plane if padding is None else plane[~padding]
     if not image.size:
         return np.zeros_like(plane)
-    # Some hundred thousand pixels say the same as twenty million.
-    sample = image.ravel()[:: max(1, image.size // 2**18) | 1]  # odd: not one column again and again
+    # Some hundred thousand pixels say the same as twenty million; an odd step meets all columns.
+    sample = image.ravel()[:: image.size // 2**18 | 1]
     low, high = np.percentile(sample, percentiles)
     result: npt.NDArray[np.float32] = np.clip(
         (plane - np.float32(low)) / np.float32(max(high - low, 1e-6)), 0, 1

@@ -72,7 +72,7 @@ def encode_seg(
         uint8, shape (slices, rows, columns): 0, or the number of a segment.
     source_instances
         Headers of one de-identified single-frame series, ``source_instances[i]`` being the slice
-        of ``labels[i]``; or one radiograph (CR, DX), which has no position and often no spacing:
+        of ``labels[i]``; or one radiograph (CR, DX), which has no place in the patient:
         its segmentation is tied to the image alone. Pixel data is not needed. They are not changed.
     segments
         What each label means, numbered 1, 2, 3 … A segment without voxels keeps its item: that it

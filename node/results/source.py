@@ -16,7 +16,6 @@ from pydicom.uid import (
 from pydicom.valuerep import DA, DS, TM
 
 from node.errors import GeometryError, Rejected
-from node.imaging.radiograph import spacing_of
 
 #: Type 2 of Patient, General Study and Image Plane: highdicom refuses them absent; empty is legal.
 _TYPE_2 = (
@@ -122,16 +121,16 @@ def positions_along_normal_mm(headers: Sequence[Dataset]) -> NDArray[np.float64]
 
 
 def _projection(instances: Sequence[Dataset]) -> Dataset:
-    """One radiograph. A segmentation on its grid needs no position and no spacing: PS3.3 A.51.4
-    wants them only where frames are not derived from an image of the same grid."""
+    """One radiograph. A segmentation on its grid needs neither position nor spacing: the standard
+    wants them where frames are not derived from an image (PS3.3 A.51.5). Of spacing alone,
+    highdicom would write Pixel Measures without a SliceThickness, and refuse to read them."""
     if len(instances) > 1:
         raise GeometryError("A segmentation of radiographs is of one image")
     _require(instances, _NEEDED_OF_ANY)
     header = _complete(instances[0])
-    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "SliceThickness"):
-        header.pop(keyword, None)  # of no meaning in a projection, and some writers fill them in
-    if spacing_of(header, "PixelSpacing") is None:
-        header.pop("PixelSpacing", None)
+    # Some writers fill in what has no meaning in a projection.
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        header.pop(keyword, None)
     return header
 
 
@@ -139,7 +138,7 @@ def _require(instances: Sequence[Dataset], keywords: Sequence[str]) -> None:
     for number, instance in enumerate(instances, start=1):
         for keyword in keywords:
             if not instance.get(keyword):
-                raise Rejected(f"Source image {number} of {len(instances)} has no {keyword}")
+                raise Rejected(f"Source slice {number} of {len(instances)} has no {keyword}")
 
 
 def _check_one_grid(instances: Sequence[Dataset]) -> None:
