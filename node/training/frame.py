@@ -13,16 +13,16 @@ from lightning.pytorch.callbacks import (  # noqa: E402
     Callback,
     ModelCheckpoint,
     RichProgressBar,
+    WeightAveraging,
 )
-from lightning.pytorch.callbacks.weight_averaging import EMAWeightAveraging  # noqa: E402
 
 __all__ = [
     "Callback",
-    "EMAWeightAveraging",
     "LightningDataModule",
     "LightningModule",
     "ModelCheckpoint",
     "RichProgressBar",
     "Trainer",
+    "WeightAveraging",
     "seed_everything",
 ]

@@ -14,6 +14,7 @@ import platform
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,16 +22,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from node.errors import ModelFault, UnsuitableInput
 from node.runtimes.network import build_network
 from node.sdk import WEIGHTS_NAME, read_manifest
 from node.training.frame import (
     Callback,
-    EMAWeightAveraging,
     ModelCheckpoint,
     RichProgressBar,
     Trainer,
+    WeightAveraging,
     seed_everything,
 )
 from node.training.learning import CaseData, Learner
@@ -163,7 +165,7 @@ def _settings(presets: Any, run: Run) -> Settings:
 
 def _callbacks(settings: Settings, checkpoints: Path) -> list[Callback]:
     return [
-        EMAWeightAveraging(decay=settings.average_decay),
+        WeightAveraging(avg_fn=_averaging(settings.average_decay)),
         # Best first: the last checkpoint then knows of it.
         ModelCheckpoint(
             checkpoints,
@@ -183,6 +185,16 @@ def _best_dice(trainer: Trainer) -> float:
     keeper = trainer.checkpoint_callback
     score = keeper.best_model_score if isinstance(keeper, ModelCheckpoint) else None
     return math.nan if score is None else float(score)
+
+
+def _averaging(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Exponential moving average that forgets the untrained network soon, however short the run."""
+
+    def average(mean: Tensor, current: Tensor, count: Tensor) -> Tensor:
+        keep = min(decay, (1 + int(count)) / (10 + int(count)))
+        return mean * keep + current * (1 - keep)
+
+    return average
 
 
 def _record(run: Run, settings: Settings, manifest: Manifest, split: Split) -> dict[str, Any]:
