@@ -6,7 +6,6 @@ import errno
 import os
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from node.foreign.check import filled, require_runnable
 from node.foreign.labels import as_segments
 from node.foreign.program import Ended, Limits, run_program
 from node.foreign.sandbox import sandboxed
+from node.foreign.workfolder import work_folder
 from node.sdk import Command, CommandManifest, LabelMap, Progress, Volume
 
 _PASSED = ("PATH", "LANG", "LC_ALL", "TZ")
@@ -67,9 +67,8 @@ class CommandModel:
             There is no room for its input.
         """
         command = self.manifest.command
-        # A container that ran as another user may leave what we cannot remove.
-        with tempfile.TemporaryDirectory(prefix="segnode-", ignore_cleanup_errors=True) as scratch:
-            run = _Run(self, Path(scratch).resolve())
+        with work_folder() as work:
+            run = _Run(self, work)
             try:
                 run.write_input(volume, instances)
             except OSError as error:

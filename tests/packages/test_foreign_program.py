@@ -9,11 +9,13 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
 from node.errors import ProgramFailed
 from node.foreign.program import LAST_WORDS, Ended, Limits, run_program, shown
+from node.foreign.workfolder import work_folder
 
 NO_LIMIT = Limits(time_s=120, memory_mib=8192)
 
@@ -176,6 +178,34 @@ def test_a_killed_worker_takes_its_program_along(tmp_path: Path) -> None:
     worker.wait()
     while is_alive(int(note.read_text())):
         time.sleep(0.02)
+
+
+def test_what_a_killed_worker_left_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """De-identified or not, images do not stay on the disk of a machine; a run at work does."""
+    code = (
+        "import pathlib, sys\n"
+        "from node.foreign.workfolder import work_folder\n"
+        "with work_folder() as folder:\n"
+        "    (folder / 'series.nii.gz').touch()\n"
+        "    print(folder, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, text=True)
+        for _ in range(2)
+    ]
+    folders = [Path(one.stdout.readline().strip()) for one in started if one.stdout]
+    assert all((folder / "series.nii.gz").exists() for folder in folders)
+    started[0].kill()
+    started[0].wait()
+    with work_folder() as own:
+        assert [folder.exists() for folder in (*folders, own)] == [False, True, True]
+    started[1].communicate("")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_last_words_hold_no_uid_no_date_and_no_path(tmp_path: Path) -> None:
