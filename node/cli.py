@@ -273,18 +273,19 @@ def train(
     threads: Annotated[int, typer.Option(min=1, help="Of torch in each process.")] = 1,
     loaders: Annotated[int, typer.Option(min=0, help="Processes that prepare samples.")] = 0,
     precision: Annotated[str, typer.Option(help="As Lightning names it.")] = "32-true",
+    start: Annotated[Path | None, typer.Option(exists=True, dir_okay=False,
+                     help="Weights to begin with; without, from nothing.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with what OUT holds.")] = True,
 ) -> None:
     """Train a model; the same command again goes on after a kill. docs/training.md says more."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: torch has the threads
-    from node.training.train import Run
-    from node.training.train import train as start
+    from node.training import train as training
 
-    weights = start(
-        Run(
+    weights = training.train(
+        training.Run(
             _model_folder(model), data, out, preset=preset, epochs=epochs, seed=seed,
             devices=devices, accelerator=accelerator, threads=threads, loaders=loaders,
-            precision=precision, resume=resume,
+            precision=precision, start=start, resume=resume,
         )
     )  # fmt: skip
     _out.print(f"[green]✓[/] {weights}; read {out / 'report.md'}")

@@ -34,13 +34,22 @@ __all__ = ["PRESETS", "draw", "examples", "inputs", "read_cases", "stresses"]
 
 PRESETS = MappingProxyType(
     {
-        # Made the shipped weights: 15 minutes of one idle core.
+        # From nothing: 15 minutes of one idle core.
         "default": Settings(
             epochs=20,
             samples_per_epoch=384,
             batch=8,
             rate=2e-3,
             validate_every=4,
+            validation_patients=("ACRIN-FLT-Breast_013",),
+        ),
+        # From weights that know lungs already (--start).
+        "further": Settings(
+            epochs=12,
+            samples_per_epoch=384,
+            batch=8,
+            rate=1e-3,
+            validate_every=2,
             validation_patients=("ACRIN-FLT-Breast_013",),
         ),
         # For a first look, in a few minutes.

@@ -7,6 +7,7 @@ number of threads, the weights are then bit for bit those of a run that was not 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from node.errors import ModelFault, UnsuitableInput
@@ -62,6 +64,8 @@ class Run:
     loaders: int = 0
     """Processes per device that prepare samples; 0 is the training process itself."""
     precision: str = "32-true"
+    start: Path | None = None
+    """Weights to begin with (safetensors of the same network); from nothing without."""
     resume: bool = True
     """Go on where the output folder's last checkpoint stands; else the folder must hold none."""
 
@@ -98,8 +102,11 @@ def train(run: Run) -> Path:
     resumed = _resume_from(run, checkpoints, record)
 
     seed_everything(run.seed, verbose=False)
+    network = build_network(run.model, manifest)
+    if run.start is not None:
+        _load(network, run.start)
     learner = Learner(
-        build_network(run.model, manifest),
+        network,
         [segment.label for segment in manifest.segments],
         settings,
         run.seed,
@@ -181,6 +188,16 @@ def _callbacks(settings: Settings, checkpoints: Path) -> list[Callback]:
     ]
 
 
+def _load(network: torch.nn.Module, start: Path) -> None:
+    try:
+        network.load_state_dict(load_file(start))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UnsuitableInput(
+            "The weights to start with are not of this network",
+            remedy="Give the weights.safetensors of a model with the same network.py.",
+        ) from error
+
+
 def _best_dice(trainer: Trainer) -> float:
     keeper = trainer.checkpoint_callback
     score = keeper.best_model_score if isinstance(keeper, ModelCheckpoint) else None
@@ -218,6 +235,7 @@ def _record(run: Run, settings: Settings, manifest: Manifest, split: Split) -> d
         "preset": run.preset,
         "settings": asdict(settings),
         "seed": run.seed,
+        "start_sha256": hashlib.sha256(run.start.read_bytes()).hexdigest() if run.start else None,
         "devices": run.devices,
         "threads": run.threads,
         "precision": run.precision,
