@@ -69,10 +69,12 @@ def _labels(seg: Dataset, pixels: Array, volume: Volume, wanted: Mapping[int, in
         described = _Frame(number, own, seg.SharedFunctionalGroupsSequence[0])
         slice_index, turned = described.placed(frame, volume)
         if labelmap:
-            _add(labels[slice_index], turned.astype(np.int32), wanted)
+            numbers = np.flatnonzero(np.bincount(turned.ravel())).tolist()
+            for segment in (number for number in numbers if number):
+                _lay(labels[slice_index], turned == segment, segment, wanted)
         else:
-            segment = described.group("SegmentIdentificationSequence").ReferencedSegmentNumber
-            _add(labels[slice_index], np.where(turned, segment, 0), wanted)
+            segment = int(described.group("SegmentIdentificationSequence").ReferencedSegmentNumber)
+            _lay(labels[slice_index], turned != 0, segment, wanted)
     return labels
 
 
@@ -141,18 +143,15 @@ class _Frame:
         return {str(item.ReferencedSOPInstanceUID) for item in items}
 
 
-def _add(plane: Array, found: Array, wanted: Mapping[int, int]) -> None:
-    """Lay a frame's segment over what earlier frames found on the same slice."""
-    numbers = [number for number in np.unique(found) if number]
-    for number in numbers:
-        here = found == number
-        if number not in wanted:
-            plane[here & (plane == 0)] = number
-            continue
-        before = np.unique(plane[here])
-        if any(other in wanted and wanted[other] != wanted[number] for other in before):
-            raise ProgramFailed(
-                "Two segments share a voxel; a label map holds one",
-                remedy="Name one of them only in [command.labels] of model.toml.",
-            )
-        plane[here] = number
+def _lay(plane: Array, here: Array, number: int, wanted: Mapping[int, int]) -> None:
+    """Lay one segment of a frame over what earlier frames found on the same slice."""
+    if number not in wanted:
+        plane[here & (plane == 0)] = number
+        return
+    before = set(plane[here].tolist())
+    if any(other in wanted and wanted[other] != wanted[number] for other in before):
+        raise ProgramFailed(
+            "Two segments share a voxel; a label map holds one",
+            remedy="Name one of them only in [command.labels] of model.toml.",
+        )
+    plane[here] = number
