@@ -414,6 +414,20 @@ class Volume:
         slices, rows, columns = self.spacing_mm
         return slices * rows * columns / 1000
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(slices, rows, columns)."""
+        slices, rows, columns = self.array.shape
+        return slices, rows, columns
+
+    def slices(self, start: int, stop: int) -> npt.NDArray[np.int16]:
+        """Slices ``start`` to ``stop``."""
+        return self.array[start:stop]
+
+    def complete(self) -> Self:
+        """Itself: all slices are here."""
+        return self
+
 
 @dataclass(frozen=True)
 class Radiograph:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 import numpy as np
 from pydicom import Dataset, dcmread
@@ -12,15 +13,18 @@ from pydicom.errors import InvalidDicomError
 
 from node.errors import DamagedInstance, EmptyResult, ModelFault, Rejected
 from node.foreign.model import CommandModel
+from node.imaging.arriving import ArrivingVolume
+from node.imaging.decoding import Decoders
 from node.imaging.measurements import measured
 from node.imaging.radiograph import radiograph_from
 from node.imaging.suitability import require_suitable
 from node.imaging.views import choose_radiograph
-from node.imaging.volume import series_geometry, volume_from_series
+from node.imaging.volume import series_geometry
 from node.packages import Model
 from node.ports import Artifacts
 from node.radiographs import RadiographModel
-from node.sdk import InputContract, LabelMap, Radiograph, RadiographContract, Volume
+from node.sdk import LabelMap, Radiograph, Volume
+from node.segmentation import VolumeModel
 
 
 def infer(
@@ -28,13 +32,15 @@ def infer(
     folder: str,
     model: Model,
     report: Callable[[float], None],
+    decoders: Decoders | None = None,
 ) -> None:
     """Segment the series in ``folder`` with ``model``; running it again changes nothing.
 
     Reads ``{folder}/instances/*.dcm``. Writes ``{folder}/label_map.npz`` (``labels`` uint8, shape
     (slices, rows, columns), or (1, rows, columns) of the frontal radiograph, and
     ``sop_instance_uids`` in slice order, pseudonymous) and
-    ``{folder}/measurements.json``. ``report`` is called with the share done, 0 to 1.
+    ``{folder}/measurements.json``. ``report`` is called with the share done, 0 to 1. ``decoders``
+    decode the slices to come while the network has the first; without them it waits for each.
 
     Raises
     ------
@@ -47,10 +53,13 @@ def infer(
     ProgramInterrupted, OutOfSpace
         A program that is the model has to be run again.
     """
-    instances = _instances(artifacts, folder)
-    case = _case(model.manifest.input, instances)
+    streams = [artifacts.get(name) for name in artifacts.names(f"{folder}/instances/")]
+    case: Volume | Radiograph
     try:
-        label_map = _segmented(model, case, instances, report)
+        if isinstance(model, RadiographModel):
+            label_map, case = _radiograph(model, streams, report)
+        else:
+            label_map, case = _volume(model, streams, report, decoders or Decoders(0))
     except (MemoryError, Rejected):
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -65,38 +74,41 @@ def infer(
     artifacts.put(f"{folder}/label_map.npz", _packed(label_map))
 
 
-def _case(
-    contract: InputContract | RadiographContract, instances: Sequence[Dataset]
-) -> Volume | Radiograph:
-    """What the model looks at: the volume of all instances, or the one frontal radiograph."""
-    if isinstance(contract, RadiographContract):
-        return radiograph_from(instances[choose_radiograph(contract, instances).index])
-    require_suitable(contract, instances, series_geometry(instances))
-    return volume_from_series(instances)
+def _radiograph(
+    model: RadiographModel, streams: Sequence[bytes], report: Callable[[float], None]
+) -> tuple[LabelMap, Radiograph]:
+    """The one frontal radiograph of the series."""
+    instances = _read(streams, pixels=True)
+    chosen = choose_radiograph(model.manifest.input, instances)
+    radiograph = radiograph_from(instances[chosen.index])
+    return model.segment(radiograph, report), radiograph
 
 
-def _segmented(
-    model: Model,
-    case: Volume | Radiograph,
-    instances: list[Dataset],
+def _volume(
+    model: VolumeModel | CommandModel,
+    streams: Sequence[bytes],
     report: Callable[[float], None],
-) -> LabelMap:
-    if isinstance(model, CommandModel):
-        assert isinstance(case, Volume)  # noqa: S101 - its manifest has no other contract
-        return model.segment(case, report, instances)
-    instances.clear()  # their pixels, a second time
-    if isinstance(model, RadiographModel):
-        assert isinstance(case, Radiograph)  # noqa: S101
-        return model.segment(case, report)
-    assert isinstance(case, Volume)  # noqa: S101
-    return model.segment(case, report)
+    decoders: Decoders,
+) -> tuple[LabelMap, Volume]:
+    """All slices; the first are in the network while the next are decoded."""
+    headers = _read(streams, pixels=False)
+    geometry = series_geometry(headers)
+    require_suitable(model.manifest.input, headers, geometry)
+    arriving = ArrivingVolume(geometry, headers, streams, decoders)
+    try:
+        if isinstance(model, CommandModel):
+            volume = arriving.complete()
+            return model.segment(volume, report, _read(streams, pixels=True)), volume
+        return model.segment(arriving, report), arriving.complete()
+    finally:
+        arriving.cancel()
 
 
-def _instances(artifacts: Artifacts, folder: str) -> list[Dataset]:
+def _read(streams: Sequence[bytes], *, pixels: bool) -> list[Dataset]:
     instances: list[Dataset] = []
-    for position, name in enumerate(artifacts.names(f"{folder}/instances/"), start=1):
+    for position, stream in enumerate(streams, start=1):
         try:
-            instances.append(dcmread(io.BytesIO(artifacts.get(name))))
+            instances.append(dcmread(io.BytesIO(stream), stop_before_pixels=not pixels))
         except (InvalidDicomError, EOFError, ValueError) as error:
             raise DamagedInstance(
                 f"Instance {position} cannot be read as DICOM ({type(error).__name__})"
@@ -120,6 +132,14 @@ def _measurements(model: Model, case: Volume | Radiograph, label_map: LabelMap) 
     labels, segments = manifest.settled(label_map.array)
     document = {
         "model": {"name": manifest.name, "version": manifest.version, "digest": manifest.digest},
+        "engine": _engine(model),
         "segments": measured(case, labels, segments),
     }
     return json.dumps(document, indent=1, sort_keys=True).encode()
+
+
+def _engine(model: Model) -> dict[str, str]:
+    """What computed, and how exactly."""
+    if isinstance(model, CommandModel):
+        return {"name": "command"}
+    return asdict(model.runtime.engine)

@@ -74,6 +74,8 @@ def test_label_map_and_measurements_come_back(
     assert agreement > 0.98
     document = json.loads(artifacts.get(f"{FOLDER}/measurements.json"))
     assert document["model"]["digest"] == model.manifest.digest
+    assert document["engine"]["name"] == "torch"
+    assert document["engine"]["precision"] == "f32"
     assert [s["number"] for s in document["segments"]] == [LEFT_LUNG, RIGHT_LUNG]
     for segment in document["segments"]:
         where = np.flatnonzero((labels == segment["number"]).any(axis=(1, 2)))
