@@ -145,9 +145,13 @@ def test_the_infer_step_runs_it(tmp_path: Path, series: list[Dataset], way: str)
     assert set(shares[:-1]) == {0}
 
 
-def test_a_folder_of_dicom_becomes_a_segmentation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("position", ["FFS", "CORONAL"])
+def test_a_folder_of_dicom_becomes_a_segmentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, position: str
+) -> None:
     """`segnode process --model` with a program: SEG of the patient, on the right slices."""
-    series = ct_series(**SHAPE, position="FFS")
+    monkeypatch.setitem(phantoms.ORIENTATIONS, "CORONAL", (1, 0, 0, 0, 0, -1))  # type: ignore[attr-defined]
+    series = ct_series(**SHAPE, position=position)
     folder = tmp_path / "series"
     folder.mkdir()
     for number, ds in enumerate(series):

@@ -71,3 +71,15 @@ def test_a_compute_worker_without_the_program_does_not_start(site: Path) -> None
     assert "Model lungs: there is no program absent on this machine" in started.stderr
     assert "Install what is missing on this machine" in started.stderr
     assert "Traceback" not in started.stderr
+
+
+def test_a_check_tells_what_the_program_lacks(site: Path) -> None:
+    """`segnode models check` runs nothing of it; where something is wrong its status is 1."""
+    folder = write_model(site / "models" / "lungs", READS_DICOM)
+    found = segnode(site, "models", "check", "lungs")
+    assert "it can run here; its files are the ones of model.toml" in found.stdout, found.stderr
+    with (folder / "lungs_of_dicom.py").open("a") as file:
+        file.write("# changed\n")
+    found = segnode(site, "models", "check", "lungs")
+    assert found.returncode == 1
+    assert "the SHA-256 of {model}/lungs_of_dicom.py is not" in found.stdout
