@@ -254,6 +254,8 @@ class Command(_Frozen):
         for wanted in ("{input}", "{output}"):
             if not any(wanted in argument for argument in self.run):
                 raise ValueError(f"run: no argument holds {wanted}")
+        if self.output.startswith("/") or ".." in PurePosixPath(self.output).parts:
+            raise ValueError("output: a pattern below {output}, such as *.nii.gz")
         for argument in self.run:
             parts = PurePosixPath(argument)
             vouched = any(parts.is_relative_to(name) for name in self.files)

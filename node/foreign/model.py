@@ -14,8 +14,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from node.errors import OutOfSpace, ProgramFailed, ProgramInterrupted
+from node.errors import (
+    OutOfSpace,
+    ProgramFailed,
+    ProgramInterrupted,
+    UnsupportedTransferSyntax,
+)
 from node.foreign.check import filled, require_runnable
 from node.foreign.labels import as_segments
 from node.foreign.program import Ended, Limits, run_program
@@ -65,6 +71,8 @@ class CommandModel:
             It asks to be run later, or was ended by somebody else.
         OutOfSpace
             There is no room for its input.
+        UnsupportedTransferSyntax
+            An instance cannot be decompressed for a program that reads DICOM.
         """
         command = self.manifest.command
         with work_folder() as work:
@@ -123,8 +131,7 @@ class _Run:
             return
         number = {uid: place for place, uid in enumerate(volume.sop_instance_uids, start=1)}
         for instance in instances:
-            if instance.file_meta.TransferSyntaxUID.is_compressed:
-                instance.decompress(generate_instance_uid=False)
+            _decompress(instance)
             name = f"{number[str(instance.SOPInstanceUID)]:06d}.dcm"
             instance.save_as(self._input / name, enforce_file_format=True)
 
@@ -211,6 +218,21 @@ class _Run:
             raise ProgramFailed(
                 f"The program failed, and [command.stop] did not end it ({type(error).__name__})",
                 remedy="Look on the compute machine for what still runs, and end it.",
+            ) from None
+
+
+def _decompress(instance: Dataset) -> None:
+    """In place, to Explicit VR Little Endian: what every program reads."""
+    syntax = instance.file_meta.TransferSyntaxUID
+    if syntax == DeflatedExplicitVRLittleEndian:
+        instance.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    elif syntax.is_compressed:
+        try:
+            instance.decompress(generate_instance_uid=False)
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            raise UnsupportedTransferSyntax(
+                f"{syntax.name} cannot be decompressed for a program that reads DICOM",
+                remedy='Have the sender use another syntax, or use a program with reads = "nifti".',
             ) from None
 
 

@@ -72,6 +72,16 @@ READS_NIFTI: Mapping[str, Any] = {
     "time_limit_s": 120,
 }
 
+#: A program of the test's own, ``program.py``; it may do what it likes.
+OWN: Mapping[str, Any] = {
+    "run": ["{python}", "{model}/program.py", "{input}", "{output}"],
+    "reads": "nifti",
+    "writes": "nifti",
+    "output": "labels.nii.gz",
+    "labels": {"1": 1, "2": 2},
+    "time_limit_s": 120,
+}
+
 
 def write_model(folder: Path, command: Mapping[str, Any], program: str | None = None) -> Path:
     """A model folder; ``program`` is the text of a Python program ``program.py`` in it."""

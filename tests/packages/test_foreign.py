@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import shutil
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -14,18 +12,24 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread, dcmwrite
-from pydicom.uid import JPEGLSLossless
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGLSLossless
 
 from node.edges.artifacts import FolderArtifacts
-from node.errors import EmptyResult, ModelFault, ProgramFailed, ProgramInterrupted
+from node.errors import (
+    EmptyResult,
+    ProgramFailed,
+    ProgramInterrupted,
+    UnsupportedTransferSyntax,
+)
 from node.foreign.model import CommandModel
 from node.imaging.volume import volume_from_series
 from node.pipeline.infer import infer
 from node.process import process_folder
-from node.sdk import CommandManifest, LabelMap, read_manifest
+from node.sdk import LabelMap
 from node.settings import Settings
 from tests import phantoms
 from tests.packages.foreign_models import (
+    OWN,
     READS_DICOM,
     READS_DICOM_WRITES_SEG,
     READS_NIFTI,
@@ -39,15 +43,6 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "dicom to nifti": READS_DICOM,
     "dicom to seg": READS_DICOM_WRITES_SEG,
     "nifti to nifti": READS_NIFTI,
-}
-#: A program of the test's own; it may do what it likes.
-OWN: Mapping[str, Any] = {
-    "run": ["{python}", "{model}/program.py", "{input}", "{output}"],
-    "reads": "nifti",
-    "writes": "nifti",
-    "output": "labels.nii.gz",
-    "labels": {"1": 1, "2": 2},
-    "time_limit_s": 120,
 }
 BEGIN = "import os, sys; source, target = sys.argv[1:]\n"
 
@@ -96,15 +91,29 @@ def test_paths_with_blanks_do_no_harm(
     assert list(work.iterdir()) == []
 
 
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, DeflatedExplicitVRLittleEndian])
 def test_compressed_instances_are_decompressed_for_the_program(
-    tmp_path: Path, series: list[Dataset]
+    tmp_path: Path, series: list[Dataset], syntax: UID
 ) -> None:
     """The program reads raw pixels; few programs have all decoders that we have."""
     truth = chest_truth(series)
     for ds in series:
-        ds.compress(JPEGLSLossless, generate_instance_uid=False)
+        if syntax.is_encapsulated:
+            ds.compress(syntax, generate_instance_uid=False)
+        ds.file_meta.TransferSyntaxUID = syntax
     found = segment(load(write_model(tmp_path / "lungs", READS_DICOM)), series)
     np.testing.assert_array_equal(in_order_of(series, found), truth)
+
+
+def test_what_cannot_be_decompressed_is_told(tmp_path: Path, series: list[Dataset]) -> None:
+    """The cause names the syntax, and that a program that reads NIfTI could do."""
+    model = load(write_model(tmp_path / "lungs", READS_DICOM))
+    volume = volume_from_series(series)
+    for ds in series:
+        ds.compress(JPEGLSLossless, generate_instance_uid=False)
+        ds.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.53")  # retired; pydicom has none
+    with pytest.raises(UnsupportedTransferSyntax, match="cannot be decompressed for a program"):
+        model.segment(volume, instances=series)
 
 
 def test_a_coarser_grid_is_taken_where_the_manifest_allows_it(
@@ -313,91 +322,3 @@ def test_what_is_no_child_of_the_program_is_stopped_by_name(
     with pytest.raises(ProgramFailed, match="exit status 1; it wrote: segnode-"):
         run_own(tmp_path, series, "print(os.environ['SEGNODE_RUN']); sys.exit(1)", stop=stop)
     assert note.read_text().startswith("segnode-")
-
-
-# -- what is found before a patient waits --------------------------------------------------------
-
-
-def test_an_altered_program_is_not_run(tmp_path: Path) -> None:
-    """The manifest, and with it the digest of every job, vouches for the program."""
-    folder = write_model(tmp_path / "lungs", READS_DICOM)
-    load(folder)
-    with (folder / "lungs_of_dicom.py").open("a") as file:
-        file.write("# changed\n")
-    with pytest.raises(ModelFault, match=r"SHA-256 of \{model\}/lungs_of_dicom.py is not"):
-        load(folder)
-
-
-def test_everything_that_is_missing_is_told_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A person installs once, not three times."""
-    command = {**OWN, "run": ["no-such-program", "{input}", "{output}"], "readable": ["/no/where"]}
-    folder = write_model(tmp_path / "own", command)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ModelFault) as failure:
-        load(folder)
-    for phrase in ("no program no-such-program", "bwrap", "/no/where is not there"):
-        assert phrase in str(failure.value)
-
-
-def test_the_hash_of_a_folder_is_that_of_its_listing(tmp_path: Path) -> None:
-    """Anybody can make it with sha256sum; a moved or renamed file changes it."""
-    from node.foreign.check import sha256_of
-
-    folder = tmp_path / "weights"
-    (folder / "fold_0").mkdir(parents=True)
-    (folder / "fold_0" / "a b.pth").write_bytes(b"1")
-    (folder / "Plans.json").write_bytes(b"{}")
-    by_shell = os.popen(  # noqa: S605
-        f"cd '{folder}' && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum "
-        "| sha256sum"
-    ).read()
-    assert sha256_of(folder) == by_shell.split()[0]
-    shutil.move(folder / "Plans.json", folder / "fold_0" / "Plans.json")
-    assert sha256_of(folder) != by_shell.split()[0]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"run": ["prog", "{input}"]}, r"no argument holds \{output\}"),
-        ({"run": ["prog", "{input}", "{output}", "{gpu}"]}, r"no placeholder \{gpu\}"),
-        ({"labels": {"1": 1}}, "no value means segment 2"),
-        ({"labels": {"1": 1, "2": 2, "3": 3}}, "no segment is numbered 3"),
-        ({"environment": {"SEGNODE_CONFIG": "x"}}, "SEGNODE_CONFIG"),
-        ({"pass_environment": ["A B"]}, "pass_environment"),
-        ({"reads": "png"}, "command.reads"),
-        ({"time_limit_s": 0}, "time_limit_s"),
-        ({"input_name": "../series.nii"}, "input_name"),
-        ({"shell": True}, "command.shell: Extra"),
-    ],
-)
-def test_a_wrong_command_is_told_with_its_field(
-    tmp_path: Path, change: Mapping[str, Any], message: str
-) -> None:
-    """As with every field of a manifest, the start stops and names it."""
-    folder = write_model(tmp_path / "own", {**READS_NIFTI, **change})
-    with pytest.raises(ModelFault, match=message):
-        read_manifest(folder)
-
-
-def test_a_program_without_a_hash_is_no_model(tmp_path: Path) -> None:
-    """What lies in the model's folder is part of the model."""
-    folder = write_model(tmp_path / "lungs", READS_DICOM)
-    text = (folder / "model.toml").read_text()
-    start = text.index("files = ")
-    (folder / "model.toml").write_text(text[:start] + text[text.index("\n", start) :])
-    with pytest.raises(ModelFault, match=r"SHA-256 of .*lungs_of_dicom\.py is missing"):
-        read_manifest(folder)
-
-
-def test_another_command_line_is_another_model(tmp_path: Path) -> None:
-    """The digest, part of a job's key, follows every word of the manifest."""
-    one = read_manifest(write_model(tmp_path / "a" / "lungs", READS_NIFTI))
-    same = read_manifest(write_model(tmp_path / "b" / "lungs", READS_NIFTI))
-    other = read_manifest(
-        write_model(tmp_path / "c" / "lungs", {**READS_NIFTI, "other_grid": "resample"})
-    )
-    assert isinstance(one, CommandManifest)
-    assert one.digest == same.digest != other.digest
