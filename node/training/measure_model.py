@@ -60,4 +60,8 @@ def _roles(folder: Path) -> Callable[[str], str]:
         content = json.loads(record.read_text())
         for role in ("training", "validation"):
             known.update({case["patient"]: role for case in content[role]})
+        validated = sum("validation_dice" in epoch for epoch in content.get("history", ()))
+        if validated == 1:
+            # Looked at once, after the last epoch: they chose nothing.
+            known = {patient: role for patient, role in known.items() if role == "training"}
     return lambda patient: known.get(patient, "test")
