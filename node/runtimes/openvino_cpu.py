@@ -10,10 +10,13 @@ import importlib.metadata
 import importlib.util
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from node.runtimes import Engine, Precision, Scores
 
@@ -35,18 +38,7 @@ class OpenVinoCpu:
     def __init__(self, xml: bytes, weights: bytes, precision: Precision, threads: int) -> None:
         """``xml`` and ``weights`` are the two files of an intermediate representation."""
         self._tensor = _openvino().Tensor
-        compiled = _core().compile_model(
-            _core().read_model(xml, weights),
-            "CPU",
-            {
-                # Left to itself OpenVINO takes bf16 wherever the processor has it.
-                "INFERENCE_PRECISION_HINT": precision,
-                "NUM_STREAMS": threads,
-                "INFERENCE_NUM_THREADS": threads,
-                # Pinned, the threads of two workers share the first cores and leave others idle.
-                "ENABLE_CPU_PINNING": False,
-            },
-        )
+        compiled = _compiled(xml, weights, precision, threads)
         # One more than streams, so that none idles while the caller uses the oldest result.
         self._requests = [compiled.create_infer_request() for _ in range(threads + 1)]
         self.engine = Engine("openvino", version(), processor(), precision)
@@ -105,6 +97,48 @@ def save_export(network: torch.nn.Module, slab_shape: tuple[int, int, int], expo
             example_input=torch.zeros((2, *slab_shape)),
         )
     openvino.save_model(model, export, compress_to_fp16=False)
+
+
+def layer_times_ms(
+    xml: bytes,
+    weights: bytes,
+    precision: Precision,
+    slab_shape: tuple[int, int, int],
+    runs: int,
+) -> Iterator[dict[str, float]]:
+    """Milliseconds by kind of layer of each run over one slice, on one thread: for benchmarks."""
+    compiled = _compiled(xml, weights, precision, 1, {"PERF_COUNT": True})
+    request = compiled.create_infer_request()
+    slab = np.random.default_rng(0).random((1, *slab_shape), dtype=np.float32)
+    for _ in range(runs):
+        request.infer({0: slab})
+        times: dict[str, float] = {}
+        for layer in request.profiling_info:
+            kind = f"{layer.node_type} ({layer.exec_type})"
+            times[kind] = times.get(kind, 0.0) + layer.real_time.total_seconds() * 1e3
+        yield times
+
+
+def _compiled(
+    xml: bytes,
+    weights: bytes,
+    precision: Precision,
+    threads: int,
+    more: Mapping[str, object] = MappingProxyType({}),
+) -> Any:
+    return _core().compile_model(
+        _core().read_model(xml, weights),
+        "CPU",
+        {
+            # Left to itself OpenVINO takes bf16 wherever the processor has it.
+            "INFERENCE_PRECISION_HINT": precision,
+            "NUM_STREAMS": threads,
+            "INFERENCE_NUM_THREADS": threads,
+            # Pinned, the threads of two workers share the first cores and leave others idle.
+            "ENABLE_CPU_PINNING": False,
+            **more,
+        },
+    )
 
 
 def _finished(running: deque[Any], idle: deque[Any]) -> Scores:
