@@ -157,10 +157,11 @@ def load_network_model(
     if engine != "torch" and exports is not None and openvino_cpu.is_installed():
         try:
             return _on_openvino(folder, manifest, threads, exports)
-        except NodeError as error:
+        except (NodeError, OSError) as error:  # OSError: exports cannot be written there
             if engine == "openvino":
                 raise
-            log.get().warning("torch instead of OpenVINO", model=folder.name, error=str(error))
+            kind = type(error).__name__
+            log.get().warning("torch instead of OpenVINO", model=folder.name, error=kind)
     if engine == "openvino":
         raise ModelFault(
             "OpenVINO is not installed, or has no folder for its exports",

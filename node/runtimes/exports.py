@@ -80,7 +80,7 @@ def keep_export(
 
     ``torch_labels`` is what the model finds in its reference vector with ``network`` in PyTorch.
     """
-    cache.mkdir(parents=True, exist_ok=True, mode=0o750)
+    cache.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=cache, prefix="."))
     try:
         openvino_cpu.save_export(network, manifest.slab_shape, beside / _XML)
