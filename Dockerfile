@@ -85,17 +85,27 @@ ENV ROLE=compute \
     OPENBLAS_NUM_THREADS=1
 CMD ["sh", "-c", "exec segnode run \"$ROLE\""]
 
-FROM compute AS compute-cpu
+# Made with PyTorch, which stays behind: networks as OpenVINO reads them.
+FROM compute AS exports
 # An index with PyTorch wheels for processors: 0.2 GB instead of 3 GB with CUDA.
 ARG TORCH_INDEX_URL=""
 RUN pip install --no-cache-dir --no-compile --constraint requirements.lock \
-        ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} '.[compute]'
+        ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} '.[compute,torch]'
 COPY models ./models
+RUN for model in models/*/network.py; do \
+        python -m node.packages "$(dirname "$model")" /opt/segnode/exports || exit 1; \
+    done
+
+FROM compute AS compute-cpu
+RUN pip install --no-cache-dir --no-compile --constraint requirements.lock '.[compute]'
+COPY models ./models
+COPY --from=exports /opt/segnode/exports ./exports
+ENV SEGNODE_COMPUTE_EXPORTS_DIR=/opt/segnode/exports
 USER segnode
 
 FROM compute AS compute-gpu
 # PyTorch's Linux wheels bring CUDA; the host brings its driver and the NVIDIA container toolkit.
-RUN pip install --no-cache-dir --no-compile --constraint requirements.lock '.[compute]'
+RUN pip install --no-cache-dir --no-compile --constraint requirements.lock '.[compute,torch]'
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY models ./models

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from node.errors import Quarantined
+from node.results.source import is_projection
 
 _TOLERANCE_MM = 1e-3
 _REMEDY = "Do not send this result; report the series' geometry to the developers of segnode."
@@ -24,8 +25,9 @@ def check_frames(
 ) -> None:
     """Return when every frame is right, and every labelled slice has its frame.
 
-    Right means: one source image, of this series; the frame's position is that image's position;
-    the frame's bits are the label map's mask of that segment on that slice.
+    Right means: one source image, of this series; the frame's position is that image's position
+    (a radiograph has none, nor has its frame); the frame's bits are the label map's mask of that
+    segment on that slice.
 
     Parameters
     ----------
@@ -57,7 +59,7 @@ def check_frames(
         index = slices.get(_only_source(groups, frame))
         if index is None:
             raise _misplaced(frame, "refers to an instance outside its source series")
-        if not _same_position(_plane_position(groups), source_instances[index]):
+        if not _same_position(groups, source_instances[index]):
             raise _misplaced(frame, "lies elsewhere than the source image that it refers to")
         number = _segment_number(segmentation, groups)
         if not np.array_equal(_mask(packed, frame, labels.shape[1:]), labels[index] == number):
@@ -77,11 +79,10 @@ def _only_source(groups: Dataset, frame: int) -> str:
     return str(sources[0].ReferencedSOPInstanceUID)
 
 
-def _plane_position(groups: Dataset) -> Sequence[float]:
-    return [float(value) for value in groups.PlanePositionSequence[0].ImagePositionPatient]
-
-
-def _same_position(position: Sequence[float], source: Dataset) -> bool:
+def _same_position(groups: Dataset, source: Dataset) -> bool:
+    if is_projection(source):
+        return "PlanePositionSequence" not in groups
+    position = [float(value) for value in groups.PlanePositionSequence[0].ImagePositionPatient]
     expected = [float(value) for value in source.ImagePositionPatient]
     return bool(np.allclose(position, expected, rtol=0, atol=_TOLERANCE_MM))
 
