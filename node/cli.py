@@ -273,8 +273,12 @@ def train(
     threads: Annotated[int, typer.Option(min=1, help="Of torch in each process.")] = 1,
     loaders: Annotated[int, typer.Option(min=0, help="Processes that prepare samples.")] = 0,
     precision: Annotated[str, typer.Option(help="As Lightning names it.")] = "32-true",
-    start: Annotated[Path | None, typer.Option(exists=True, dir_okay=False,
-                     help="Weights to begin with; without, from nothing.")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Weights to begin with; without, from nothing."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with what OUT holds.")] = True,
 ) -> None:
     """Train a model; the same command again goes on after a kill. docs/training.md says more."""
