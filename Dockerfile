@@ -92,9 +92,7 @@ ARG TORCH_INDEX_URL=""
 RUN pip install --no-cache-dir --no-compile --constraint requirements.lock \
         ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} '.[compute,torch]'
 COPY models ./models
-RUN for model in models/*/network.py; do \
-        python -m node.packages "$(dirname "$model")" /opt/segnode/exports || exit 1; \
-    done
+RUN python -m node.packages $(dirname models/*/model.toml) /opt/segnode/exports
 
 FROM compute AS compute-cpu
 RUN pip install --no-cache-dir --no-compile --constraint requirements.lock '.[compute]'

@@ -73,22 +73,26 @@ class Models:
         self._exports = exports
         self._loaded: dict[str, Model] = {}
 
-    def prepare(self) -> None:
-        """Make the exports that are missing, before a patient waits for them.
+    def prepare(self) -> subprocess.Popen[bytes] | None:
+        """Begin to make the exports that are missing, before a patient waits for them.
 
-        Each in a process of its own: 300 MB of torch do not stay. What cannot be exported is run
-        by torch, so a failure is logged and no more.
+        In a process of their own, which nobody has to wait for: 300 MB of torch do not stay, and
+        a worker that forks its children has no thread of ours. What cannot be exported is run by
+        torch. None when nothing is missing.
         """
         if self._exports is None or not openvino_cpu.is_installed() or _gpu_may_be_here():
-            return
-        for name, manifest in find_models(self._models_dir).items():
-            if isinstance(manifest, CommandManifest) or is_exported(self._exports, manifest):
-                continue
-            command = [sys.executable, "-m", "node.packages"]
-            command += [str(self._models_dir / name), str(self._exports)]
-            done = subprocess.run(command, capture_output=True, check=False)
-            if done.returncode != 0:
-                log.get().warning("model not exported", model=name, status=done.returncode)
+            return None
+        missing = [
+            str(self._models_dir / name)
+            for name, manifest in find_models(self._models_dir).items()
+            if not isinstance(manifest, CommandManifest)
+            and not is_exported(self._exports, manifest)
+        ]
+        if not missing:
+            return None
+        command = [sys.executable, "-m", "node.packages", *missing, str(self._exports)]
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
 
     def loaded(self, name: str, digest: str) -> Model:
         """The model ``name``, whose digest must be the one that the job was made for.
@@ -287,11 +291,18 @@ def _require_torch(folder: Path) -> None:
 
 
 def _main() -> None:
-    """``python -m node.packages FOLDER EXPORTS``: make one export; see :meth:`Models.prepare`."""
-    folder, exports = Path(sys.argv[1]), Path(sys.argv[2])
-    manifest = read_manifest(folder)
-    if not isinstance(manifest, CommandManifest):
-        make_export(folder, manifest, exports)
+    """``python -m node.packages FOLDER ... EXPORTS``: make exports; see :meth:`Models.prepare`."""
+    *folders, exports = map(Path, sys.argv[1:])
+    failed = False
+    for folder in folders:
+        try:
+            manifest = read_manifest(folder)
+            if not isinstance(manifest, CommandManifest):
+                make_export(folder, manifest, exports)
+        except (NodeError, OSError) as error:
+            failed = True
+            sys.stderr.write(f"{error}\n")
+    sys.exit(int(failed))
 
 
 if __name__ == "__main__":

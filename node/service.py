@@ -44,7 +44,7 @@ class Part:
     log: str
 
 
-def up(settings: Settings, timeout_s: float = 60.0) -> Iterator[str]:
+def up(settings: Settings, timeout_s: float = 180.0) -> Iterator[str]:
     """Start what is not running, and yield the name of each part as soon as it answers.
 
     Raises

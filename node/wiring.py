@@ -358,8 +358,7 @@ def run_compute(settings: ComputeSettings) -> None:
             require_runnable(settings.models_dir / name, manifest, hashes=False)
     artifacts = FolderArtifacts(settings.artifacts_dir)
     models = Models(settings.models_dir, threads=settings.threads, exports=settings.exports_dir)
-    # Beside the worker, which answers meanwhile: a job that comes first makes its own export.
-    threading.Thread(target=models.prepare, name="exports", daemon=True).start()
+    models.prepare()  # a job that comes before it is done makes its own export
     decoders = Decoders(processes=decoding_processes(settings.threads))
 
     def run(folder: str, model: str, digest: str, report: Callable[[float], None]) -> Done:

@@ -150,14 +150,18 @@ class RunningNode:
             capture_output=True,
             text=True,
             check=False,
-            timeout=180,
+            timeout=280,
         )
         if check and done.returncode != 0:
             raise AssertionError(f"segnode {arguments} failed:\n{done.stdout}{done.stderr}")
         return done.stdout + done.stderr
 
     def __enter__(self) -> RunningNode:
-        self.segnode("up")
+        try:
+            self.segnode("up")
+        except BaseException:
+            self.segnode("down", check=False)
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -118,6 +118,39 @@ class Turn:
         )
 
 
+@dataclass(frozen=True)
+class Display:
+    """A radiograph and its labels turned as they are displayed by convention.
+
+    Attributes
+    ----------
+    shades
+        float32, shape (rows, columns): 0 black to 1 white.
+    labels
+        uint8, same shape.
+    aspect
+        Row spacing over column spacing.
+    sides_known
+        Whether the image says that the patient's left is on the right-hand side.
+    """
+
+    shades: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.uint8]
+    aspect: float
+    sides_known: bool
+
+
+def as_displayed(
+    radiograph: Radiograph, labels: npt.NDArray[np.uint8], percentiles: tuple[float, float]
+) -> Display:
+    """``labels`` has the shape of the radiograph; ``percentiles`` are black and white."""
+    turn = Turn.of(radiograph.toward)
+    shades = turn.apply(normalised(radiograph.array, radiograph.padding, percentiles))
+    row_mm, column_mm = radiograph.pixel_spacing_mm or (1.0, 1.0)
+    aspect = column_mm / row_mm if turn.swaps_axes else row_mm / column_mm
+    return Display(shades, turn.apply(labels), aspect, radiograph.toward is not None)
+
+
 def square_grid(
     shape: tuple[int, int], pixel_spacing_mm: tuple[float, float] | None, size: int
 ) -> PlaneGrid:

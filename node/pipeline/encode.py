@@ -10,7 +10,7 @@ from importlib.metadata import version
 import numpy as np
 from pydicom import Dataset, dcmread
 
-from node.imaging.radiograph import radiograph_from
+from node.imaging.radiograph import as_displayed, radiograph_from
 from node.imaging.views import choose_radiograph
 from node.imaging.volume import volume_from_series
 from node.jobs import Done, Job
@@ -74,7 +74,18 @@ def _left_out(manifest: ModelManifest, instances: Sequence[Dataset]) -> Mapping[
 
 def _picture(sources: Sequence[Dataset], labels: np.ndarray, manifest: ModelManifest) -> bytes:
     if isinstance(manifest, RadiographManifest):
-        return radiograph_png(radiograph_from(sources[0]), labels, manifest)
+        numbered, segments = manifest.settled(labels[0])
+        shown = as_displayed(
+            radiograph_from(sources[0]), numbered, manifest.preprocessing.percentiles
+        )
+        return radiograph_png(
+            shown.shades,
+            shown.labels,
+            segments,
+            manifest,
+            aspect=shown.aspect,
+            sides_known=shown.sides_known,
+        )
     return montage_png(volume_from_series(sources), labels, manifest)
 
 

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from node.errors import EmptyResult
-from node.imaging.radiograph import Turn, normalised
 from node.results import drawing
 from node.results.drawing import HEADER, LEGEND_LINE, MARGIN
-from node.sdk import Radiograph, RadiographManifest, Segment
+from node.sdk import ModelManifest, Segment
 
 _LARGEST = (1100, 900)  # width and height of the image
 _NARROWEST = 1000  # of the whole picture: the header needs it
@@ -21,12 +20,26 @@ _ABOVE_LEGEND = 26
 
 
 def radiograph_png(
-    radiograph: Radiograph, labels: NDArray[np.uint8], manifest: RadiographManifest
+    shades: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    segments: Sequence[Segment],
+    manifest: ModelManifest,
+    *,
+    aspect: float,
+    sides_known: bool,
 ) -> bytes:
-    """The image turned as it is displayed by convention, contoured, with a legend; as a PNG.
+    """The image, contoured, with a legend; as a PNG.
 
-    Sides are marked only where the image says which they are. ``labels`` has the shape (1, rows,
-    columns) and the values of the label map.
+    Parameters
+    ----------
+    shades
+        0 black to 1 white, shape (rows, columns), turned as displayed by convention.
+    labels
+        Same shape: 0, or the number of one of ``segments``.
+    aspect
+        Row spacing over column spacing.
+    sides_known
+        Whether to mark the patient's right and left.
 
     Raises
     ------
@@ -35,9 +48,10 @@ def radiograph_png(
     """
     if not labels.any():
         raise EmptyResult("No pixel is labelled, so there is nothing to show")
-    numbered, segments = manifest.settled(labels[0])
-    tile = _tile(radiograph, numbered, segments, manifest.preprocessing.percentiles)
-    if radiograph.toward is not None:
+    rows, columns = shades.shape
+    tile_width = min(_LARGEST[0], round(_LARGEST[1] * columns / (rows * aspect)))
+    tile = drawing.plane(shades, labels, segments, aspect, tile_width)
+    if sides_known:
         drawing.sides(ImageDraw.Draw(tile), tile, 22)
     width = max(_NARROWEST, tile.width + 2 * MARGIN)
     legend_top = HEADER + tile.height + _ABOVE_LEGEND
@@ -46,26 +60,11 @@ def radiograph_png(
     draw = ImageDraw.Draw(canvas)
     drawing.header(draw, width, manifest)
     canvas.paste(tile, ((width - tile.width) // 2, HEADER))
-    amounts = [(one, _area_in_words(numbered == one.number)) for one in segments]
+    amounts = [(one, _area_in_words(labels == one.number)) for one in segments]
     drawing.legend(draw, (MARGIN, legend_top), width - 2 * MARGIN, amounts)
     stream = BytesIO()
     canvas.save(stream, "PNG")
     return stream.getvalue()
-
-
-def _tile(
-    radiograph: Radiograph,
-    labels: NDArray[np.uint8],
-    segments: Sequence[Segment],
-    percentiles: tuple[float, float],
-) -> Image.Image:
-    turn = Turn.of(radiograph.toward)
-    shades = turn.apply(normalised(radiograph.array, radiograph.padding, percentiles))
-    row_mm, column_mm = radiograph.pixel_spacing_mm or (1.0, 1.0)
-    aspect = column_mm / row_mm if turn.swaps_axes else row_mm / column_mm
-    rows, columns = shades.shape
-    width = min(_LARGEST[0], round(_LARGEST[1] * columns / (rows * aspect)))
-    return drawing.plane(shades, turn.apply(labels), segments, aspect, width)
 
 
 def _area_in_words(found: NDArray[np.bool_]) -> str:

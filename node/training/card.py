@@ -75,7 +75,7 @@ def _overall(measurements: Sequence[Measurement]) -> str:
             if not values or len(patients) < PATIENTS_FOR_AN_INTERVAL:
                 continue
             rows.append(
-                f"| {words} | {label} | {len(patients)} | {np.mean(values):.4f} "
+                f"| {words} | {label} | {len(patients)} | {np.mean(values):.4f}"
                 f"{_shown(interval_over_patients(chosen))} | {np.percentile(values, 5):.4f} | "
                 f"{min(values):.4f} |"
             )
@@ -94,7 +94,7 @@ def _cases(measurements: Sequence[Measurement]) -> str:
         }
         cases = sorted(cases, key=lambda case: by_dice[case])[:CASES_SHOWN]
     rows = [
-        f"| {m.case} | {ROLES[m.role]} | {m.label} | {_number(m.dice, 4)} {_shown(m.dice_interval)}"
+        f"| {m.case} | {ROLES[m.role]} | {m.label} | {_number(m.dice, 4)}{_shown(m.dice_interval)}"
         f" | {_number(m.surface_distance_p95_mm, 1)} | {m.truth_ml:.0f} | {m.found_ml:.0f} | "
         f"{m.confused_ml:.1f} |"
         for case in cases
@@ -183,4 +183,4 @@ def _number(value: float, digits: int) -> str:
 
 
 def _shown(interval: Interval) -> str:
-    return "" if math.isnan(interval[0]) else f"({interval[0]:.4f} to {interval[1]:.4f})"
+    return "" if math.isnan(interval[0]) else f" ({interval[0]:.4f} to {interval[1]:.4f})"

@@ -97,7 +97,7 @@ class Recipe(Protocol):
     """
 
     PRESETS: Mapping[str, Settings]
-    """At least ``default`` (made the shipped weights) and ``quick``."""
+    """At least ``default``, a full run."""
 
     def read_cases(self, data: Path, manifest: Manifest) -> Sequence[Case]:
         """Every labelled case below ``data``, in a fixed order."""

@@ -291,7 +291,7 @@ def test_a_worker_prepares_exports_and_leaves_torch_out(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from node.packages import Models\n"
         f"models = Models(Path({str(models)!r}), threads=1, exports=Path({str(exports)!r}))\n"
-        "models.prepare()\n"
+        "assert models.prepare().wait() == 0\n"
         "assert not {'torch', 'openvino'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=MODELS.parent)
@@ -299,7 +299,7 @@ def test_a_worker_prepares_exports_and_leaves_torch_out(tmp_path: Path) -> None:
     assert isinstance(manifest, NetworkManifest)
     assert is_exported(exports, manifest)
     made = {path.name: path.stat().st_mtime_ns for path in exports.iterdir()}
-    Models(models, threads=1, exports=exports).prepare()
+    assert Models(models, threads=1, exports=exports).prepare() is None
     assert {path.name: path.stat().st_mtime_ns for path in exports.iterdir()} == made
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from node.errors import EmptyResult
+from node.imaging.radiograph import as_displayed
 from node.results.drawing import HEADER
 from node.results.radiograph_picture import radiograph_png
 from node.sdk import Radiograph, RadiographManifest, read_manifest
@@ -35,8 +36,21 @@ def labels() -> np.ndarray:
     return found
 
 
+def png(radiograph: Radiograph, found: np.ndarray, manifest: RadiographManifest) -> bytes:
+    numbered, segments = manifest.settled(found[0])
+    shown = as_displayed(radiograph, numbered, manifest.preprocessing.percentiles)
+    return radiograph_png(
+        shown.shades,
+        shown.labels,
+        segments,
+        manifest,
+        aspect=shown.aspect,
+        sides_known=shown.sides_known,
+    )
+
+
 def drawn(radiograph: Radiograph, found: np.ndarray, manifest: RadiographManifest) -> Image.Image:
-    return Image.open(BytesIO(radiograph_png(radiograph, found, manifest))).convert("RGB")
+    return Image.open(BytesIO(png(radiograph, found, manifest))).convert("RGB")
 
 
 def center_of(picture: Image.Image, rgb: tuple[int, int, int], below: int) -> tuple[float, float]:
@@ -88,4 +102,4 @@ def test_without_orientation_no_side_is_marked(manifest: RadiographManifest) -> 
 def test_nothing_found_is_no_picture(manifest: RadiographManifest) -> None:
     """There is no result then."""
     with pytest.raises(EmptyResult):
-        radiograph_png(RADIOGRAPH, np.zeros((1, 120, 80), np.uint8), manifest)
+        png(RADIOGRAPH, np.zeros((1, 120, 80), np.uint8), manifest)
