@@ -39,7 +39,7 @@ from anonymizer.part10 import (
     read_instance,
     write_instance,
 )
-from anonymizer.pixels import WITHOUT_PIXELS, burned_in_risk, is_drawn
+from anonymizer.pixels import WITHOUT_PIXELS, beyond_blanking, burned_in_risk, is_drawn
 from anonymizer.profile import (
     PATIENT_ID,
     PATIENT_NAME,
@@ -188,10 +188,13 @@ def residual_identifiers(patient: Patient) -> Identifiers:
 
 def class_policy_for(instance: Instance, policy: Policy) -> ClassPolicy:
     """The rules for this instance, if there are any and its pixels are above suspicion."""
-    reason = burned_in_risk(_judged_dataset(instance))
+    judged = judged_dataset(instance)
+    reason = burned_in_risk(judged)
+    if policy.cleans_pixels and judged.get("BurnedInAnnotation") == "NO":
+        reason = beyond_blanking(judged)
     held = BurnedInText(f"The pixels may show the patient's identity: {reason}")
-    if is_drawn(instance.sop_class_uid):
-        raise held
+    if reason is not None and is_drawn(instance.sop_class_uid):
+        raise held  # most of them have no rules, which is not what is wrong with them
     class_policy = policy.for_sop_class(instance.sop_class_uid)
     if instance.sop_class_uid in WITHOUT_PIXELS:
         if instance.pixel_data:
@@ -252,7 +255,7 @@ def patient_of(elements: list[Element], policy: Policy, keys: PseudonymKeys) -> 
     )
 
 
-def _judged_dataset(instance: Instance) -> Dataset:
+def judged_dataset(instance: Instance) -> Dataset:
     """The few attributes by which the pixels are judged, decoded."""
     dataset = Dataset()
     for tag, _vr, value in instance.elements:

@@ -19,13 +19,14 @@ from io import BytesIO
 
 from PIL import Image, ImageDraw
 
-from anonymizer.deidentify import DeidentifiedInstance, deidentify_instance
+from anonymizer.deidentify import DeidentifiedInstance, deidentify_instance, judged_dataset
 from anonymizer.errors import BurnedInText, Unsupported
 from anonymizer.identity import Identifiers, identifiers_of
 from anonymizer.keys import PseudonymKeys
 from anonymizer.ocr import Word, find_words
 from anonymizer.part10 import read_instance
 from anonymizer.pixel_frames import Frames, decoded, encoded, picture
+from anonymizer.pixels import beyond_blanking
 from anonymizer.profile import Policy
 
 MAX_FRAMES = 64
@@ -88,12 +89,17 @@ def find_regions(data: bytes, *, rectangles: bool = True, ocr: bool = True) -> F
 
     Raises
     ------
+    BurnedInText
+        Blanking would not be enough: a document, a photograph, a page of text.
     OcrUnavailable
         tesseract is wanted and not installed.
     Unreadable, Unsupported
         The pixels cannot be decoded, or are of a kind that cannot be blanked; tesseract failed.
     """
-    identifiers = identifiers_of(read_instance(data).elements)
+    instance = read_instance(data, pixels_required=False)
+    if reason := beyond_blanking(judged_dataset(instance)):
+        raise BurnedInText(f"The pixels may show the patient's identity: {reason}")
+    identifiers = identifiers_of(instance.elements)
     frames = decoded(data)
     regions = _device_regions(frames) if rectangles else []
     _blank(frames, regions)
@@ -145,7 +151,7 @@ def clean_pixels(data: bytes, *, rectangles: bool = True, ocr: bool = True) -> C
     Raises
     ------
     BurnedInText
-        Nothing was found, or text can still be read.
+        Nothing was found, text can still be read, or blanking it would not be enough.
     OcrUnavailable, Unreadable, Unsupported
         As :func:`find_regions`.
     """
@@ -165,8 +171,8 @@ def deidentify_blanked(
     """De-identify an image with these regions blanked, and say so (code 113101).
 
     Its way back leads to the instance as it was. Raises what :func:`blanked` and
-    :func:`anonymizer.deidentify.deidentify_instance` raise: kinds of objects that are drawn as a
-    whole (Secondary Capture, ultrasound) stay held.
+    :func:`anonymizer.deidentify.deidentify_instance` raise: what blanking does not make clean
+    (:func:`anonymizer.pixels.beyond_blanking`) stays held.
     """
     made = deidentify_instance(blanked(data, regions), policy.with_clean_pixels, keys)
     return replace(made, original=replace(made.original, header=read_instance(data).header))

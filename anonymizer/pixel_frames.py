@@ -22,6 +22,7 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLSNearLossless,
+    MPEGTransferSyntaxes,
 )
 
 from anonymizer.errors import Unreadable, Unsupported
@@ -81,6 +82,8 @@ def decoded(data: bytes) -> Frames:
             syntax = dataset.file_meta.TransferSyntaxUID
             if not syntax.is_little_endian:
                 raise Unsupported("Big endian pixels cannot be blanked")
+            if syntax in MPEGTransferSyntaxes:
+                raise Unsupported("Video cannot be blanked: nobody would look at every frame")
             if dataset.BitsAllocated not in (8, 16, 32):
                 raise Unsupported("Pixels of this Bits Allocated (0028,0100) cannot be blanked")
             array, made = get_decoder(syntax).as_array(dataset, raw=not syntax.is_compressed)

@@ -7,6 +7,8 @@ are known to come straight from the detector? Anything else is held until someon
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
@@ -40,17 +42,21 @@ WITHOUT_PIXELS = frozenset({
 # it, and then ImageType or the colour says so.
 RECONSTRUCTED = frozenset({CT_IMAGE, MR_IMAGE, PET_IMAGE}) | ENHANCED_IMAGES
 
-# Objects made of screens, documents or film, by the beginning of their SOP Class UID (PS3.4 B.5).
-DRAWN_SOP_CLASSES = (
-    "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture, all kinds
-    "1.2.840.10008.5.1.4.1.1.6",  # Ultrasound
-    "1.2.840.10008.5.1.4.1.1.3.1",  # Ultrasound Multi-frame
-    "1.2.840.10008.5.1.4.1.1.77.1",  # Visible light: endoscopy, photography, microscopy
-    "1.2.840.10008.5.1.4.1.1.104",  # Encapsulated PDF, CDA, STL, OBJ
-    "1.2.840.10008.5.1.4.1.1.88",  # Dose reports, and what WITHOUT_PIXELS does not name
-)
+# Objects made of screens, documents or film, by the beginning of their SOP Class UID (PS3.4 B.5);
+# and why blanking text does not make them clean, if it does not.
+_PHOTOGRAPH = "is a photograph or a film: blanking text leaves a face"
+_DOCUMENT = "is a document without pixels that could be blanked"
+DRAWN_SOP_CLASSES: Mapping[str, str | None] = {
+    "1.2.840.10008.5.1.4.1.1.7": None,  # Secondary Capture, all kinds
+    "1.2.840.10008.5.1.4.1.1.6": None,  # Ultrasound, the retired one too
+    "1.2.840.10008.5.1.4.1.1.3": None,  # Ultrasound Multi-frame, the retired one too
+    "1.2.840.10008.5.1.4.1.1.77.1": _PHOTOGRAPH,  # Endoscopy, photography, microscopy
+    "1.2.840.10008.5.1.4.1.1.104": _DOCUMENT,  # Encapsulated PDF, CDA, STL, OBJ
+    "1.2.840.10008.5.1.4.1.1.88": _DOCUMENT,  # Dose reports, and what WITHOUT_PIXELS does not name
+}
 # Words in ImageType (0008,0008) of pages that a scanner or workstation draws.
-DRAWN_IMAGE_TYPES = ("SCREEN", "DOSE", "CAPTURE", "PROTOCOL", "REPORT", "FUSED", "SCANO", "CHART")
+TEXT_PAGE_TYPES = ("DOSE", "PROTOCOL", "REPORT", "CHART")
+DRAWN_IMAGE_TYPES = (*TEXT_PAGE_TYPES, "SCREEN", "CAPTURE", "FUSED", "SCANO")
 
 
 def burned_in_risk(ds: Dataset) -> str | None:
@@ -72,13 +78,30 @@ def burned_in_risk(ds: Dataset) -> str | None:
         return "Conversion Type (0008,0064) says that the image is a capture or a scan"
     if _has_overlay_in_pixels(ds):
         return "an overlay (60xx,0102) is stored in unused bits of the pixel data"
-    if any(word in term for term in _terms(ds, "ImageType") for word in DRAWN_IMAGE_TYPES):
+    if _image_type_has(ds, DRAWN_IMAGE_TYPES):
         return "Image Type (0008,0008) is that of a drawn page"
     if burned_in == "NO":
         return None
     if sop_class_uid not in RECONSTRUCTED:
         return "Burned In Annotation (0028,0301) is absent from a projection image"
     return _reconstruction_risk(ds)
+
+
+def beyond_blanking(ds: Dataset) -> str | None:
+    """Why ``ds`` may show the patient's identity even with all text blanked; None if it does not.
+
+    What is left to ask of pixels that were cleaned. The reason names attributes, never values.
+    """
+    sop_class_uid = str(ds.get("SOPClassUID", ""))
+    if _term(ds, "RecognizableVisualFeatures") == "YES":
+        return "Recognizable Visual Features (0028,0302) is YES, and blanking text leaves a face"
+    if is_drawn(sop_class_uid) and (why := DRAWN_SOP_CLASSES[_drawn_prefix(sop_class_uid)]):
+        return f"{UID(sop_class_uid).name} {why}"
+    if _has_overlay_in_pixels(ds):
+        return "an overlay (60xx,0102) is stored in unused bits of the pixel data"
+    if _image_type_has(ds, TEXT_PAGE_TYPES):
+        return "Image Type (0008,0008) is that of a page of text, of which blanking leaves nothing"
+    return None
 
 
 def _reconstruction_risk(ds: Dataset) -> str | None:
@@ -97,16 +120,25 @@ def _reconstruction_risk(ds: Dataset) -> str | None:
 
 def is_drawn(sop_class_uid: str) -> bool:
     """Whether objects of this SOP Class are made of screens, documents, film or photographs."""
-    return sop_class_uid not in WITHOUT_PIXELS and any(
-        sop_class_uid == prefix or sop_class_uid.startswith(prefix + ".")
-        for prefix in DRAWN_SOP_CLASSES
-    )
+    return sop_class_uid not in WITHOUT_PIXELS and bool(_drawn_prefix(sop_class_uid))
+
+
+def _drawn_prefix(sop_class_uid: str) -> str:
+    """The entry of DRAWN_SOP_CLASSES that this SOP Class falls under, or nothing."""
+    prefixes = (one for one in DRAWN_SOP_CLASSES if f"{sop_class_uid}.".startswith(f"{one}."))
+    return next(prefixes, "")
 
 
 def _has_overlay_in_pixels(ds: Dataset) -> bool:
     """Retired overlays (PS3.3-2004 C.9.2) whose bits stay behind when the 60xx group is removed."""
     groups = range(0x6000, 0x6020, 2)
     return any((group, 0x0102) in ds and (group, 0x3000) not in ds for group in groups)
+
+
+def _image_type_has(ds: Dataset, words: Iterable[str]) -> bool:
+    """Whether one of ``words`` is part of a term of ImageType (0008,0008)."""
+    terms = _terms(ds, "ImageType")
+    return any(word in term for word in words for term in terms)
 
 
 def _terms(ds: Dataset, keyword: str) -> list[str]:

@@ -80,8 +80,8 @@ KEPT_TEXT = frozenset({
     0x00660031,  # AlgorithmVersion
     0x00660036,  # AlgorithmName
 })  # fmt: skip
-# Bulk values that are part of the image: palette, modality and VOI lookup tables.
-KEPT_BULK = frozenset({0x00281201, 0x00281202, 0x00281203, 0x00281204, 0x00283006})
+# Bulk values that are part of the image: palettes, modality and VOI lookup tables.
+KEPT_BULK = frozenset({*range(0x00281201, 0x00281205), *range(0x00281221, 0x00281224), 0x00283006})
 # UIDs that name a class, a coding scheme or an implementation, never an instance.
 CLASS_UID_WORDS = ("SOPClass", "TransferSyntax", "CodingSchemeUID", "ContextUID", "MappingResource",
                    "ContextGroupExtensionCreator", "ImplementationClass")  # fmt: skip
@@ -149,6 +149,8 @@ class Policy:
     safe_private: Mapping[PrivateAttribute, str] = field(default_factory=dict, repr=False)
     """VR of each private attribute that may stay; empty without Retain Safe Private."""
     edition: str = ""
+    cleans_pixels: bool = False
+    """Whether the text of the pixels was blanked: what is drawn may leave."""
 
     def __post_init__(self) -> None:
         _freeze(self, "codes", "constants", "additions", "safe_private")
@@ -179,9 +181,9 @@ class Policy:
     @cached_property
     def with_clean_pixels(self) -> Policy:
         """The same policy for an image whose pixels were cleaned, which it claims (113101)."""
-        if not self.methods:
-            return self
-        return replace(self, methods=method_codes({*self.methods, Option.CLEAN_PIXEL_DATA.method}))
+        claimed = {*self.methods, Option.CLEAN_PIXEL_DATA.method}
+        methods = method_codes(claimed) if self.methods else ()
+        return replace(self, methods=methods, cleans_pixels=True)
 
     def for_sop_class(self, sop_class_uid: str) -> ClassPolicy:
         """The policy with every compound code resolved.
@@ -387,6 +389,7 @@ def _digest(policy: Policy) -> str:
         "constants": {f"{tag:08X}": value for tag, value in sorted(policy.constants.items())},
         "additions": {f"{tag:08X}": value for tag, value in sorted(policy.additions.items())},
         "methods": policy.methods,
+        "cleans_pixels": policy.cleans_pixels,
         "options": sorted(option.value for option in policy.options),
         "retained": sorted(policy.retained),
         "safe_private": sorted([*key, vr] for key, vr in policy.safe_private.items()),

@@ -54,6 +54,20 @@ SOP_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.481.3": "RT Structure Set Storage",
     "1.2.840.10008.5.1.4.1.1.11.1": "Grayscale Softcopy Presentation State Storage",
     "1.2.840.10008.5.1.4.1.1.11.2": "Color Softcopy Presentation State Storage",
+    # Drawn, so held; with the option Clean Pixel Data they may leave blanked (anonymizer.pixels).
+    "1.2.840.10008.5.1.4.1.1.7": "Secondary Capture Image Storage",
+    "1.2.840.10008.5.1.4.1.1.7.2": "Multi-frame Grayscale Byte Secondary Capture Image Storage",
+    "1.2.840.10008.5.1.4.1.1.7.3": "Multi-frame Grayscale Word Secondary Capture Image Storage",
+    "1.2.840.10008.5.1.4.1.1.7.4": "Multi-frame True Color Secondary Capture Image Storage",
+    "1.2.840.10008.5.1.4.1.1.6.1": "Ultrasound Image Storage",
+    "1.2.840.10008.5.1.4.1.1.6": "Ultrasound Image Storage (Retired)",
+    "1.2.840.10008.5.1.4.1.1.3.1": "Ultrasound Multi-frame Image Storage",
+    "1.2.840.10008.5.1.4.1.1.3": "Ultrasound Multi-frame Image Storage (Retired)",
+}
+# Retired SOP Classes go by the IOD of the one that came after them.
+SUCCESSORS = {
+    "1.2.840.10008.5.1.4.1.1.6": "1.2.840.10008.5.1.4.1.1.6.1",
+    "1.2.840.10008.5.1.4.1.1.3": "1.2.840.10008.5.1.4.1.1.3.1",
 }
 # The modules of the Patient and Study information entities: what a derived object shares with the
 # study it is added to (PS3.3 C.7.1.1, C.7.1.3, C.7.2.1, C.7.2.2, C.7.2.3).
@@ -122,7 +136,7 @@ def iod_types() -> dict[str, Any]:
     classes = {}
     for uid, name in SOP_CLASSES.items():
         strongest: dict[str, str] = {}
-        for module in iods[iod_of[uid]]:
+        for module in iods[iod_of[SUCCESSORS.get(uid, uid)]]:
             for attribute in modules[module["key"]]:
                 _note_type(strongest, attribute)
         if CONTENT_SEQUENCE in strongest:

@@ -13,7 +13,12 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom import Dataset
-from pydicom.uid import ComputedRadiographyImageStorage, SecondaryCaptureImageStorage
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    SecondaryCaptureImageStorage,
+    UltrasoundImageStorage,
+    VLPhotographicImageStorage,
+)
 
 from anonymizer import FolderRecords, Keyring, Policy, PseudonymKeys, Vault
 from anonymizer.options import Option
@@ -182,15 +187,31 @@ def test_a_release_counts_only_while_the_option_is_chosen(bench: Bench) -> None:
         bench.run(CLOSED)
 
 
-def test_a_kind_that_is_drawn_as_a_whole_is_shown_and_not_released(bench: Bench) -> None:
-    """A Secondary Capture stays; the review says what is in the way."""
-    bench.receive(drawn_image(SOPClassUID=SecondaryCaptureImageStorage))
+@pytest.mark.parametrize("kind", [SecondaryCaptureImageStorage, UltrasoundImageStorage])
+def test_a_kind_that_is_drawn_goes_on_blanked_once_a_person_released_it(
+    bench: Bench, kind: str
+) -> None:
+    """A capture or ultrasound leaves as it was shown, and not before."""
+    bench.receive(drawn_image(SOPClassUID=kind, ConversionType="WSD"))
+    with pytest.raises(IdentityUnsafe, match="a person has to look"):
+        bench.run(OPEN)
+    assert bench.outputs() == []
+    bench.release()
+    bench.run(OPEN)
+    [out] = bench.outputs()
+    assert out.SOPClassUID == kind
+    assert not (out.pixel_array == 255).any()
+
+
+def test_a_photograph_is_shown_and_not_released(bench: Bench) -> None:
+    """Blanking text leaves a face; the review says so."""
+    bench.receive(drawn_image(SOPClassUID=VLPhotographicImageStorage))
     with pytest.raises(IdentityUnsafe, match="cannot be released"):
         bench.run(OPEN)
     review = read_review(bench.job, bench.artifacts)
     assert review is not None
     assert not review.releasable
-    assert "Secondary Capture" in review.images[0].problem
+    assert "leaves a face" in review.images[0].problem
     bench.release()
     with pytest.raises(IdentityUnsafe):
         bench.run(OPEN)
