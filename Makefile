@@ -32,7 +32,7 @@ down: ## stop the node and the stand-in PACS
 
 test: setup check ## everything, with real servers on ports of their own
 	@deploy/install.sh
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
 check: setup ## style, types, who imports whom
 	@$(VENV)/bin/ruff check .
