@@ -34,7 +34,7 @@ __all__ = ["PRESETS", "draw", "examples", "inputs", "read_cases", "stresses"]
 
 PRESETS = MappingProxyType(
     {
-        # From nothing: 15 minutes of one idle core.
+        # From nothing: 17 minutes of one core.
         "default": Settings(
             epochs=20,
             samples_per_epoch=384,
