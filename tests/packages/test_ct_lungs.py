@@ -263,7 +263,7 @@ def test_a_chest_of_another_hospital(model: VolumeModel) -> None:
     volume = Volume(np.repeat(plane[None], 12, axis=0), affine, (5.0, rows_mm, columns_mm), uids)
     found = model.segment(volume).array
     lung = (plane < -500) & (found[6] > 0)
-    assert lung.sum() > 0.25 * plane.size
+    assert lung.sum() > 0.15 * plane.size
     middles = [np.nonzero(found[6] == side)[1].mean() for side in (RIGHT_LUNG, LEFT_LUNG)]
     assert middles[0] < 200
     assert middles[1] > 312
