@@ -135,7 +135,7 @@ def _build(
             device_serial_number=algorithm.digest[:16],
             transfer_syntax_uid=ExplicitVRLittleEndian,
             omit_empty_frames=True,
-            contributing_equipment=[_processing_equipment(algorithm, identity)],
+            contributing_equipment=[processing_equipment(algorithm, identity)],
             content_label=CONTENT_LABEL,
             content_description=f"{algorithm.name} {algorithm.version}"[:64],
             series_description=identity.series_description,
@@ -171,13 +171,13 @@ def _describe(
     return hd.seg.SegmentDescription(
         segment_number=segment.number,
         segment_label=segment.label,
-        segmented_property_category=_dicom_code(segment.category),
-        segmented_property_type=_dicom_code(segment.type),
+        segmented_property_category=dicom_code(segment.category),
+        segmented_property_type=dicom_code(segment.type),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
             name=algorithm.name,
             version=algorithm.version,
-            family=_dicom_code(algorithm.family),
+            family=dicom_code(algorithm.family),
             source=MANUFACTURER,
             parameters={"package_sha256": algorithm.digest},
         ),
@@ -187,7 +187,7 @@ def _describe(
     )
 
 
-def _processing_equipment(
+def processing_equipment(
     algorithm: Algorithm, identity: ResultIdentity
 ) -> hd.ContributingEquipment:
     """What IHE AIR asks of a result's maker: who computed it, with which version."""
@@ -236,5 +236,5 @@ def _write_and_read(segmentation: Dataset) -> Dataset:
     return dcmread(stream)
 
 
-def _dicom_code(code: Code) -> DicomCode:
+def dicom_code(code: Code) -> DicomCode:
     return DicomCode(code.value, code.scheme, code.meaning)

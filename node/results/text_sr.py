@@ -1,0 +1,119 @@
+"""The numbers of a result for people whose viewer shows text: a Basic Text SR."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import highdicom.sr as hd
+from highdicom.base import SOPClass
+from highdicom.sr.utils import collect_evidence
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian
+
+from node.imaging.measurements import SegmentMeasurements
+from node.results.report import NOTICE, complete_report, lines_of, quiet, title_of
+from node.results.seg import MANUFACTURER, Algorithm
+from node.results.source import SourceSeries
+from node.results.uids import ResultIdentity
+from node.sdk import Segment
+
+FINDING = codes.DCM.Finding
+FINDINGS = codes.DCM.Findings
+CONTAINS = hd.RelationshipTypeValues.CONTAINS
+
+
+def encode_text_sr(
+    measurements: Sequence[SegmentMeasurements],
+    source_instances: Sequence[Dataset],
+    segments: Sequence[Segment],
+    algorithm: Algorithm,
+    identity: ResultIdentity,
+) -> Dataset:
+    """One page: the notice, then each segment with its numbers.
+
+    Parameters
+    ----------
+    measurements
+        In the order of ``segments``.
+    source_instances
+        De-identified headers in slice order; all of them become evidence.
+
+    References
+    ----------
+    PS3.3 2026b A.35.1 (Basic Text SR); PS3.16 2026b TID 2000 (Basic Diagnostic Imaging Report).
+    """
+    lines = [
+        f"{segment.label}: "
+        + "; ".join(f"{line.name} {line.value}" for line in lines_of(found, source_instances))
+        for segment, found in zip(segments, measurements, strict=True)
+    ]
+    return text_document([NOTICE, *lines], source_instances, algorithm, identity)
+
+
+def text_document(
+    paragraphs: Sequence[str],
+    source_instances: Sequence[Dataset],
+    algorithm: Algorithm,
+    identity: ResultIdentity,
+) -> Dataset:
+    """Paragraphs as a Basic Text SR of the sources' study, unverified."""
+    sources = SourceSeries.of(source_instances).headers
+    with quiet():
+        report = _document(sources, identity)
+        content = _content(paragraphs, algorithm)
+        for element in content:
+            report[element.tag] = element
+        evidence, _ = collect_evidence(list(sources), content, report.StudyInstanceUID)
+    report.CurrentRequestedProcedureEvidenceSequence = evidence
+    return complete_report(report, algorithm, identity)
+
+
+def _document(sources: Sequence[Dataset], identity: ResultIdentity) -> Dataset:
+    """SR Document Series and SR Document General (PS3.3 C.17.1, C.17.2); highdicom has no class."""
+    first = sources[0]
+    document = SOPClass(
+        study_instance_uid=first.StudyInstanceUID,
+        series_instance_uid=identity.series_instance_uid,
+        series_number=identity.series_number,
+        sop_instance_uid=identity.sop_instance_uid,
+        sop_class_uid=BasicTextSRStorage,
+        instance_number=1,
+        modality="SR",
+        manufacturer=MANUFACTURER,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        patient_id=first.PatientID,
+        patient_name=first.PatientName,
+        patient_birth_date=first.PatientBirthDate,
+        patient_sex=first.PatientSex,
+        accession_number=first.AccessionNumber,
+        study_id=first.StudyID,
+        study_date=first.StudyDate,
+        study_time=first.StudyTime,
+        referring_physician_name=first.ReferringPhysicianName,
+        specific_character_set="ISO_IR 192",
+        series_description=identity.series_description,
+    )
+    document.CompletionFlag = "COMPLETE"
+    document.VerificationFlag = "UNVERIFIED"
+    document.PreliminaryFlag = "PRELIMINARY"
+    document.PerformedProcedureCodeSequence = []
+    document.ReferencedPerformedProcedureStepSequence = []
+    return document
+
+
+def _content(paragraphs: Sequence[str], algorithm: Algorithm) -> Dataset:
+    title = Code("18748-4", "LN", "Diagnostic imaging report")
+    root = hd.ContainerContentItem(name=title, is_content_continuous=False, template_id="2000")
+    section = hd.ContainerContentItem(
+        name=FINDINGS, is_content_continuous=False, relationship_type=CONTAINS
+    )
+    section.ContentSequence = hd.ContentSequence(
+        [
+            hd.TextContentItem(name=FINDING, value=text, relationship_type=CONTAINS)
+            for text in (title_of(algorithm), *paragraphs)
+        ]
+    )
+    root.ContentSequence = hd.ContentSequence([section])
+    return root
