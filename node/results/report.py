@@ -11,7 +11,7 @@ from io import BytesIO
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from node.imaging.measurements import SegmentMeasurements
+from node.results.measurements import SegmentMeasurements
 from node.results.seg import Algorithm, processing_equipment
 from node.results.uids import ResultIdentity
 
@@ -62,26 +62,25 @@ def title_of(algorithm: Algorithm) -> str:
 
 
 def complete_report(report: Dataset, algorithm: Algorithm, identity: ResultIdentity) -> Dataset:
-    """Add equipment and times, remove the clock, and return the object as a receiver reads it.
-
-    Raises
-    ------
-    ValueError
-        pydicom will not write the object.
-    """
-    created = identity.created
-    report.SpecificCharacterSet = "ISO_IR 192"
-    report.ManufacturerModelName = algorithm.name
-    report.DeviceSerialNumber = algorithm.digest[:16]
-    report.SoftwareVersions = [identity.software_version, algorithm.version, algorithm.digest]
-    report.ContributingEquipmentSequence = [processing_equipment(algorithm, identity)]
-    for what in ("InstanceCreation", "Series", "Content"):
-        setattr(report, f"{what}Date", created.strftime("%Y%m%d"))
-        setattr(report, f"{what}Time", created.strftime("%H%M%S"))
+    """The finished object as a receiver reads it, its origin stated."""
+    state_origin(report, algorithm, identity)
     stream = BytesIO()
     report.save_as(stream, enforce_file_format=True)
     stream.seek(0)
     return dcmread(stream)
+
+
+def state_origin(result: Dataset, algorithm: Algorithm, identity: ResultIdentity) -> None:
+    """Equipment, software and time; what highdicom read from the clock is the job's instead."""
+    created = identity.created
+    result.SpecificCharacterSet = "ISO_IR 192"
+    result.ManufacturerModelName = algorithm.name
+    result.DeviceSerialNumber = algorithm.digest[:16]
+    result.SoftwareVersions = [identity.software_version, algorithm.version, algorithm.digest]
+    result.ContributingEquipmentSequence = [processing_equipment(algorithm, identity)]
+    for what in ("InstanceCreation", "Series", "Content"):
+        setattr(result, f"{what}Date", created.strftime("%Y%m%d"))
+        setattr(result, f"{what}Time", created.strftime("%H%M%S"))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from node.imaging.measurements import SegmentMeasurements
+from node.results.measurements import SegmentMeasurements
 from node.results.report import complete_report, quiet, slice_numbers
 from node.results.seg import MANUFACTURER, Algorithm, dicom_code
 from node.results.source import SourceSeries

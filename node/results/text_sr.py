@@ -12,7 +12,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian
 
-from node.imaging.measurements import SegmentMeasurements
+from node.results.measurements import SegmentMeasurements
 from node.results.report import NOTICE, complete_report, lines_of, quiet, title_of
 from node.results.seg import MANUFACTURER, Algorithm
 from node.results.source import SourceSeries
