@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
-from node.results.report import NOTICE, quiet, state_origin, title_of
+from node.results.report import NOTICE, quiet, reference_to, state_origin, title_of
 from node.results.seg import MANUFACTURER, Algorithm
 from node.results.source import SourceSeries
 from node.results.uids import ResultIdentity
@@ -226,9 +226,7 @@ def _patient_orientation(source: Dataset) -> tuple[str, str]:
 
 
 def _source_item(source: Dataset) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID = source.SOPClassUID
-    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    item = reference_to(source)
     item.PurposeOfReferenceCodeSequence = [
         hd.sr.CodedConcept.from_code(codes.DCM.SourceImageForImageProcessingOperation)
     ]

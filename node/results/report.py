@@ -5,43 +5,35 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BytesIO
 
+from highdicom.base import SOPClass
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from node.results.measurements import SegmentMeasurements
-from node.results.seg import Algorithm, processing_equipment
+from node.results.seg import MANUFACTURER, Algorithm, processing_equipment
 from node.results.uids import ResultIdentity
 
 NOTICE = "AI result, not for diagnosis"
 
 
-@dataclass(frozen=True)
-class Line:
-    """One statement about one segment: what, and how much with its unit."""
-
-    name: str
-    value: str
-
-
-def lines_of(found: SegmentMeasurements, source_instances: Sequence[Dataset]) -> list[Line]:
-    """The measurements of a segment in words, ASCII; what was not found says so."""
+def in_words(found: SegmentMeasurements, source_instances: Sequence[Dataset]) -> str:
+    """What was measured of a segment, for a person; ASCII, says so when it was not found."""
     if not found.volume_ml:
-        return [Line("Volume", "not found")]
-    lines = [Line("Volume", f"{found.volume_ml:,.1f} ml")]
+        return "not found"
+    said = [f"volume {found.volume_ml:,.1f} ml"]
     if found.mean is not None and found.standard_deviation is not None:
         ct = source_instances[0].Modality == "CT"
-        unit = " HU" if ct else ""
-        name = "Attenuation" if ct else "Signal intensity"
-        lines.append(Line(name, f"{found.mean:.0f} +/- {found.standard_deviation:.0f}{unit}"))
+        name, unit = ("attenuation", " HU") if ct else ("signal", "")
+        said.append(f"{name} {found.mean:.0f} +/- {found.standard_deviation:.0f}{unit}")
     if found.diameter_mm is not None:
-        lines.append(Line("Largest diameter", f"{found.diameter_mm:.0f} mm"))
+        said.append(f"largest diameter {found.diameter_mm:.0f} mm")
     first, last = slice_numbers(found, source_instances)
     if first is not None and last is not None:
-        lines.append(Line("Images", f"{min(first, last)} to {max(first, last)}"))
-    return lines
+        said.append(f"images {min(first, last)} to {max(first, last)}")
+    return "; ".join(said)
 
 
 def slice_numbers(
@@ -78,9 +70,47 @@ def state_origin(result: Dataset, algorithm: Algorithm, identity: ResultIdentity
     result.DeviceSerialNumber = algorithm.digest[:16]
     result.SoftwareVersions = [identity.software_version, algorithm.version, algorithm.digest]
     result.ContributingEquipmentSequence = [processing_equipment(algorithm, identity)]
+    result.SeriesDate = result.SeriesTime = None
     for what in ("InstanceCreation", "Series", "Content"):
-        setattr(result, f"{what}Date", created.strftime("%Y%m%d"))
-        setattr(result, f"{what}Time", created.strftime("%H%M%S"))
+        if f"{what}Date" in result:
+            setattr(result, f"{what}Date", created.strftime("%Y%m%d"))
+            setattr(result, f"{what}Time", created.strftime("%H%M%S"))
+
+
+def new_document(
+    sop_class_uid: str, modality: str, source: Dataset, identity: ResultIdentity
+) -> Dataset:
+    """Patient, study, series and SOP common of a kind that highdicom has no class for."""
+    return SOPClass(
+        study_instance_uid=source.StudyInstanceUID,
+        series_instance_uid=identity.series_instance_uid,
+        series_number=identity.series_number,
+        sop_instance_uid=identity.sop_instance_uid,
+        sop_class_uid=sop_class_uid,
+        instance_number=1,
+        modality=modality,
+        manufacturer=MANUFACTURER,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        patient_id=source.PatientID,
+        patient_name=source.PatientName,
+        patient_birth_date=source.PatientBirthDate,
+        patient_sex=source.PatientSex,
+        accession_number=source.AccessionNumber,
+        study_id=source.StudyID,
+        study_date=source.StudyDate,
+        study_time=source.StudyTime,
+        referring_physician_name=source.ReferringPhysicianName,
+        specific_character_set="ISO_IR 192",
+        series_description=identity.series_description,
+    )
+
+
+def reference_to(source: Dataset) -> Dataset:
+    """SOP Instance Reference Macro (PS3.3 2026b Table 10-11)."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = source.SOPClassUID
+    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    return item
 
 
 @contextmanager

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import highdicom.sr as hd
-from highdicom.base import SOPClass
 from highdicom.sr.utils import collect_evidence
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian
+from pydicom.uid import BasicTextSRStorage
 
 from node.results.measurements import SegmentMeasurements
-from node.results.report import NOTICE, complete_report, lines_of, quiet, title_of
-from node.results.seg import MANUFACTURER, Algorithm
+from node.results.report import NOTICE, complete_report, in_words, new_document, quiet, title_of
+from node.results.seg import Algorithm
 from node.results.source import SourceSeries
 from node.results.uids import ResultIdentity
 from node.sdk import Segment
@@ -45,8 +44,7 @@ def encode_text_sr(
     PS3.3 2026b A.35.1 (Basic Text SR); PS3.16 2026b TID 2000 (Basic Diagnostic Imaging Report).
     """
     lines = [
-        f"{segment.label}: "
-        + "; ".join(f"{line.name} {line.value}" for line in lines_of(found, source_instances))
+        f"{segment.label}: {in_words(found, source_instances)}"
         for segment, found in zip(segments, measurements, strict=True)
     ]
     return text_document([NOTICE, *lines], source_instances, algorithm, identity)
@@ -72,29 +70,8 @@ def text_document(
 
 def _document(sources: Sequence[Dataset], identity: ResultIdentity) -> Dataset:
     """SR Document Series and SR Document General (PS3.3 C.17.1, C.17.2); highdicom has no class."""
-    first = sources[0]
-    document = SOPClass(
-        study_instance_uid=first.StudyInstanceUID,
-        series_instance_uid=identity.series_instance_uid,
-        series_number=identity.series_number,
-        sop_instance_uid=identity.sop_instance_uid,
-        sop_class_uid=BasicTextSRStorage,
-        instance_number=1,
-        modality="SR",
-        manufacturer=MANUFACTURER,
-        transfer_syntax_uid=ExplicitVRLittleEndian,
-        patient_id=first.PatientID,
-        patient_name=first.PatientName,
-        patient_birth_date=first.PatientBirthDate,
-        patient_sex=first.PatientSex,
-        accession_number=first.AccessionNumber,
-        study_id=first.StudyID,
-        study_date=first.StudyDate,
-        study_time=first.StudyTime,
-        referring_physician_name=first.ReferringPhysicianName,
-        specific_character_set="ISO_IR 192",
-        series_description=identity.series_description,
-    )
+    document = new_document(BasicTextSRStorage, "SR", sources[0], identity)
+    document.ContentDate = document.ContentTime = None
     document.CompletionFlag = "COMPLETE"
     document.VerificationFlag = "UNVERIFIED"
     document.PreliminaryFlag = "PRELIMINARY"
