@@ -19,7 +19,6 @@ from node.results.measurements import SegmentMeasurements
 from node.results.report import (
     NOTICE,
     complete_report,
-    lines_of,
     new_document,
     quiet,
     reference_to,
@@ -31,6 +30,7 @@ from node.results.uids import ResultIdentity
 from node.sdk import Segment
 
 _MARGIN = 14 * mm
+_GAP = 4 * mm
 _BODY = ParagraphStyle("body", fontName="Helvetica", fontSize=10, leading=13)
 
 
@@ -93,19 +93,14 @@ def _page(picture_png: bytes, rows: Sequence[tuple[Segment, str]], algorithm: Al
         for row, (segment, _) in enumerate(rows)
     ]
     table.setStyle(TableStyle([*colours, ("VALIGN", (0, 0), (-1, -1), "MIDDLE")]))
-    _, table_height = table.wrap(width - 2 * _MARGIN, height)
-    table.drawOn(page, _MARGIN, _MARGIN)
-
-    below = _MARGIN + table_height + 4 * mm
-    page.drawImage(
-        ImageReader(BytesIO(picture_png)),
-        _MARGIN,
-        below,
-        width - 2 * _MARGIN,
-        top - 5 * mm - below,
-        preserveAspectRatio=True,
-        anchor="n",
-    )
+    room = width - 2 * _MARGIN
+    _, table_height = table.wrap(room, height)
+    picture = ImageReader(BytesIO(picture_png))
+    pixels_wide, pixels_high = picture.getSize()
+    scale = min(room / pixels_wide, (top - table_height - _MARGIN - 2 * _GAP) / pixels_high)
+    below = top - _GAP - scale * pixels_high
+    page.drawImage(picture, _MARGIN, below, scale * pixels_wide, scale * pixels_high)
+    table.drawOn(page, _MARGIN, below - _GAP - table_height)
     page.showPage()
     page.save()
     return stream.getvalue()
