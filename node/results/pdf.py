@@ -19,6 +19,7 @@ from node.results.measurements import SegmentMeasurements
 from node.results.report import (
     NOTICE,
     complete_report,
+    in_words,
     new_document,
     quiet,
     reference_to,
@@ -58,10 +59,7 @@ def encode_pdf(
     PS3.3 2026b A.45.1 (Encapsulated PDF), C.24.2 (Encapsulated Document).
     """
     rows = [
-        (
-            segment,
-            "; ".join(f"{line.name} {line.value}" for line in lines_of(found, source_instances)),
-        )
+        (segment, in_words(found, source_instances))
         for segment, found in zip(segments, measurements, strict=True)
     ]
     sources = SourceSeries.of(source_instances).headers
