@@ -18,9 +18,8 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from node.errors import EmptyResult
+from node.results.report import NOTICE
 from node.sdk import ModelManifest, Segment, Volume
-
-NOTICE = "AI result, not for diagnosis"
 
 _COLUMNS, _ROWS = 4, 3
 _TILE_WIDTH = 264

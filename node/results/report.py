@@ -18,6 +18,13 @@ from node.results.uids import ResultIdentity
 
 NOTICE = "AI result, not for diagnosis"
 
+_TIMES = (
+    ("InstanceCreationDate", "InstanceCreationTime"),
+    ("SeriesDate", "SeriesTime"),
+    ("ContentDate", "ContentTime"),
+    ("DateOfSecondaryCapture", "TimeOfSecondaryCapture"),
+)
+
 
 def in_words(found: SegmentMeasurements, source_instances: Sequence[Dataset]) -> str:
     """What was measured of a segment, for a person; ASCII, says so when it was not found."""
@@ -71,10 +78,10 @@ def state_origin(result: Dataset, algorithm: Algorithm, identity: ResultIdentity
     result.SoftwareVersions = [identity.software_version, algorithm.version, algorithm.digest]
     result.ContributingEquipmentSequence = [processing_equipment(algorithm, identity)]
     result.SeriesDate = result.SeriesTime = None
-    for what in ("InstanceCreation", "Series", "Content"):
-        if f"{what}Date" in result:
-            setattr(result, f"{what}Date", created.strftime("%Y%m%d"))
-            setattr(result, f"{what}Time", created.strftime("%H%M%S"))
+    for pair in _TIMES:
+        for keyword, form in zip(pair, ("%Y%m%d", "%H%M%S"), strict=True):
+            if keyword in result:
+                setattr(result, keyword, created.strftime(form))
 
 
 def new_document(
