@@ -6,8 +6,9 @@
     keys = PseudonymKeys.from_secret(read_or_create_key_file(Path("pseudonyms.key")))
     results = [deidentify_instance(path, policy, keys) for path in folder.iterdir()]
     crosswalk = Crosswalk.collect(result.original for result in results)
-    vault.seal(crosswalk.pseudonymous_study_instance_uid, "crosswalk", crosswalk.to_bytes())
+    sealed = seal_crosswalk(vault, crosswalk, epoch=keys.epoch)
     ...
+    crosswalk = open_crosswalk(vault, sealed).crosswalk
     seg = reidentify_object(pseudonymous_seg, crosswalk)
     check_released(seg, crosswalk)
 """
@@ -22,6 +23,7 @@ from anonymizer.keys import PseudonymKeys, create_key_file, read_key_file, read_
 from anonymizer.profile import Policy, basic_policy
 from anonymizer.recipe import apply_recipe
 from anonymizer.reidentify import check_released, reidentify_object
+from anonymizer.sealed_crosswalk import open_crosswalk, seal_crosswalk
 from anonymizer.series import Deidentifier, deidentify_series
 from anonymizer.vault import FolderRecords, Keyring, RecordStore, Vault
 
@@ -42,7 +44,9 @@ __all__ = [
     "create_key_file",
     "deidentify_instance",
     "deidentify_series",
+    "open_crosswalk",
     "read_key_file",
     "read_or_create_key_file",
     "reidentify_object",
+    "seal_crosswalk",
 ]

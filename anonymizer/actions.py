@@ -13,6 +13,8 @@ from typing import assert_never
 
 from pydicom._dicom_dict import DicomDictionary
 
+from anonymizer.closed_lists import CLOSED_LISTS, KNOWN_SCHEMES
+from anonymizer.content_items import CONTENT_SEQUENCE, describes_subject
 from anonymizer.dates import cap_age, shift_date, shift_date_time
 from anonymizer.descriptors import cleaned_text
 from anonymizer.encoding import WORD_BYTES, Element
@@ -32,42 +34,21 @@ _VALUE_FORMS = {
     "TM": re.compile(rb"\d{2}:?(\d{2}:?(\d{2}(\.\d{1,6})?)?)?"),
     "UI": re.compile(rb"[0-9.]{1,64}"),
 }
-# Values of which a whole attribute consists of nothing but numbers, times or words of binary.
-NUMBER_VRS = frozenset({"DS", "IS", "TM"})
-_NUMBERS = {
+# Whole values, of one number or time or several: kept, they stay as they are, whoever it is.
+NUMBER_FORMS = {
     vr: re.compile(rb"(?:%b) *(?:\\(?:%b) *)*" % (form.pattern, form.pattern))
     for vr, form in _VALUE_FORMS.items()
-    if vr in NUMBER_VRS
+    if vr in ("DS", "IS", "TM")
 }
+# Numbers that count, into which hospitals write others: a study's, an order's, a patient's. Of any
+# other number that equals one of those, the last look decides: it may be measured with, so nothing
+# is made up in its place.
+LABELS = frozenset({0x00200011, 0x00200012, 0x00200013})  # Series, Acquisition, Instance Number
 # Stands in for a removed value where the IOD demands one; says nothing about anybody.
 _DUMMIES = {
     "AS": b"000Y", "CS": b"ANON", "DA": b"19000101", "DS": b"0", "DT": b"19000101000000",
     "IS": b"0", "PN": b"ANON^", "TM": b"000000", "UR": b"urn:anon",
 }  # fmt: skip
-IMAGE_TYPES = frozenset({
-    "ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "AXIAL", "LOCALIZER", "MPR", "VOLUME", "HELICAL",
-    "REFORMATTED", "AVERAGE", "MAXIMUM", "MINIMUM", "STATIC", "DYNAMIC", "GATED", "IMAGE", "OTHER",
-    "NONE", "M", "P", "R", "I",
-    # PS3.3 C.8.15.3.1 and C.8.13.3.1: values 3 and 4 in enhanced images
-    "ANGIO", "DIFFUSION", "FLUOROSCOPY", "MOTION", "PERFUSION", "REST", "STRESS", "ADC", "MTT",
-    "RCBF", "RCBV", "TTP", "MASKED", "MEAN", "RESAMPLED", "SUBTRACTION", "MIXED",
-})  # fmt: skip
-# Attributes whose values are one of a closed list (PS3.3 C.7.6.1.1.2, C.7.6.3.1.2 ...): a
-# patient called Primary is not given away by a primary image.
-CLOSED_LISTS = {
-    0x00080008: IMAGE_TYPES,
-    0x00089007: IMAGE_TYPES,
-    0x00080060: frozenset(["CT", "MR", "CR", "DX", "PT", "SEG"]),
-    0x00080068: frozenset(("FOR PRESENTATION", "FOR PROCESSING")),
-    0x00280004: frozenset(("MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR")),
-    0x00185100: frozenset(["HFP", "HFS", "HFDR", "HFDL", "FFDR", "FFDL", "FFP", "FFS"]),
-    0x00281054: frozenset(("HU", "US", "OD", "HU_MOD", "MGML", "Z_EFF")),
-}
-# Coding schemes whose meanings are published vocabulary (PS3.16 Chapter 8).
-KNOWN_SCHEMES = frozenset(
-    b"DCM SCT SRT SNM3 UCUM LN LOINC RADLEX RADELEMENT FMA UMLS NCIt MA BI ISO3166_1 ISO639_1 "
-    b"RFC5646 NYUMCCG PUBCHEM_CID ATC RXNORM ICD10 I10 I9C NEU UNS ITIS_TSN".split()
-)
 CODE_VALUE, CODING_SCHEME, CODE_MEANING = 0x00080100, 0x00080102, 0x00080104
 CODE_VALUES = frozenset({CODE_VALUE, 0x00080119, 0x00080120})
 # SNOMED CT "Unknown (qualifier value)": a valid coded entry where the IOD demands one.
@@ -173,15 +154,6 @@ def treat(
     assert_never(action)
 
 
-def stays_as_it_is(vr: str, value: bytes) -> bool:
-    """Whether a value under ``KEEP`` is sure to stay, byte for byte, whoever the patient is."""
-    form = _NUMBERS.get(vr)
-    if form is not None:
-        return form.fullmatch(value) is not None
-    width = WORD_BYTES.get(vr)
-    return width is not None and bool(value) and len(value) % width == 0
-
-
 def dummy(vr: str) -> bytes:
     """A value of ``vr`` that says nothing."""
     return _DUMMIES.get(vr, b"ANON" if vr in TEXT_VRS else b"")
@@ -223,6 +195,8 @@ def _kept(
         return element if len(value) % WORD_BYTES[vr] == 0 else None
     if vr in ("OB", "UN", "OV"):
         return None
+    if tag in LABELS and _is_known_number(value, patient):
+        return Element(tag, vr, dummy(vr))
     values = [value] if vr in ("ST", "LT", "UT", "UR") else value.split(b"\\")
     kept = [one for one in values if _may_stay(tag, vr, one, patient, character_set)]
     if len(kept) == len(values):
@@ -233,6 +207,12 @@ def _kept(
     if attribute_type == 3:
         return None
     return Element(tag, vr, dummy(vr) if attribute_type == 1 else b"")
+
+
+def _is_known_number(value: bytes, patient: Patient) -> bool:
+    """Whether ``value`` is, as a whole, a number of six digits or more that the patient goes by."""
+    number = value.strip(b"\0 ").decode("latin-1")
+    return len(number) >= 6 and number in patient.identifiers.numbers
 
 
 def _in_utf8(value: bytes, character_set: bytes, vr: str) -> bytes:
@@ -266,6 +246,8 @@ def _walked(
     """A sequence with its items treated; items that say nothing any more are left out."""
     kept = []
     for item in items:
+        if tag == CONTENT_SEQUENCE and describes_subject(item):
+            continue
         coded = any(element.tag in CODED_ENTRY for element in item)
         cleaned = cleaned_coded_item(item, patient, character_set) if coded else item
         treated = treat_elements(cleaned, policy, patient, tag, character_set)
@@ -274,10 +256,11 @@ def _walked(
     if kept or not items:
         return Element(tag, "SQ", kept)
     attribute_type = policy.attribute_type(parent, tag)
-    if attribute_type == 3:
-        return None
+    if attribute_type == 2:
+        return Element(tag, "SQ", [])
     held_codes = any(element.tag in CODE_VALUES for item in items for element in item)
-    return Element(tag, "SQ", [list(UNKNOWN_CODE)] if attribute_type == 1 and held_codes else [])
+    # Of Type 1C, it may be absent where there is nothing to say; empty, it may never be.
+    return Element(tag, "SQ", [list(UNKNOWN_CODE)]) if attribute_type == 1 and held_codes else None
 
 
 def cleaned_coded_item(

@@ -10,13 +10,16 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+
+from pydicom.datadict import dictionary_VR
 
 from anonymizer.deidentify import OriginalIdentity
 from anonymizer.encoding import Element
 from anonymizer.errors import Unsupported, VaultError
-from anonymizer.part10 import read_header
+from anonymizer.part10 import SPECIFIC_CHARACTER_SET, read_header
+from anonymizer.profile import patient_study_attributes
 
 FORMAT_VERSION = 1
 
@@ -39,6 +42,8 @@ class Crosswalk:
     shift_days: int = field(repr=False)
     pseudonym: str
     profile_digest: str
+    other_series: frozenset[str] = field(default=frozenset(), repr=False)
+    """Series Instance UIDs of the further series that :meth:`joined_with` brought in."""
 
     @classmethod
     def collect(cls, originals: Iterable[OriginalIdentity]) -> Crosswalk:
@@ -75,6 +80,37 @@ class Crosswalk:
             profile_digest=first.profile_digest,
         )
 
+    def joined_with(self, others: Iterable[Crosswalk]) -> Crosswalk:
+        """This crosswalk with the instances, UIDs and dates of other series of the same study.
+
+        For an object derived from more than one series. It is made when it is needed, not sealed.
+
+        Raises
+        ------
+        Unsupported
+            A crosswalk is of another patient or study.
+        """
+        joined = self
+        for other in others:
+            if (other.pseudonym, other.study_instance_uid) != (
+                self.pseudonym,
+                self.study_instance_uid,
+            ):
+                raise Unsupported("The crosswalks are not all of one patient and study")
+            joined = replace(
+                joined,
+                instances={**joined.instances, **other.instances},
+                uids={**joined.uids, **other.uids},
+                dates={**joined.dates, **other.dates},
+                other_series=joined.other_series | {other.series_instance_uid},
+            )
+        return joined
+
+    @property
+    def series(self) -> frozenset[str]:
+        """Series Instance UIDs of every series in it."""
+        return self.other_series | {self.series_instance_uid}
+
     @property
     def pseudonymous_study_instance_uid(self) -> str:
         """The name of the study outside, under which the vault keeps it."""
@@ -100,8 +136,27 @@ class Crosswalk:
         """The data elements of the original header, values byte for byte."""
         return read_header(self.header)
 
+    @cached_property
+    def character_set(self) -> bytes:
+        """The original's SpecificCharacterSet (0008,0005) as it stands there; empty if absent."""
+        values = [e.value for e in self.elements if e.tag == SPECIFIC_CHARACTER_SET]
+        return next((value for value in values if isinstance(value, bytes)), b"")
+
+    @cached_property
+    def patient_and_study(self) -> list[Element]:
+        """The original's Patient and Study modules (PS3.3 C.7.1, C.7.2), values byte for byte.
+
+        What the original lacks is absent, or empty where it is Type 2.
+        """
+        shared = patient_study_attributes()
+        found = {element.tag: element for element in self.elements if element.tag in shared}
+        for tag, attribute_type in shared.items():
+            if attribute_type == "2" and tag not in found:
+                found[tag] = Element(tag, dictionary_VR(tag), b"")
+        return list(found.values())
+
     def to_bytes(self) -> bytes:
-        """A form to seal; :meth:`from_bytes` reads it."""
+        """A form of one series' crosswalk to seal; :meth:`from_bytes` reads it."""
         content = {
             "version": FORMAT_VERSION,
             "header": base64.b64encode(self.header).decode("ascii"),

@@ -113,20 +113,53 @@ def deidentify_instance(
         The pixels may show the patient, or an identifier survived.
     """
     data = source.read_bytes() if isinstance(source, Path) else source
-    return deidentified(read_instance(data, pixels_required=False), policy, keys)
+    instance = read_instance(data, pixels_required=False)
+    return released(instance, treated(instance, policy, keys), policy)
 
 
-def deidentified(instance: Instance, policy: Policy, keys: PseudonymKeys) -> DeidentifiedInstance:
-    """:func:`deidentify_instance` for an instance that has been read."""
+@dataclass(frozen=True)
+class Treated:
+    """What an instance becomes, not yet verified. ``repr`` shows nothing of it."""
+
+    patient: Patient = field(repr=False)
+    """Whom it is about, with the UIDs and dates of the whole instance."""
+    class_policy: ClassPolicy = field(repr=False)
+    elements: list[Element] = field(repr=False)
+    """As they may leave, without those that every output states."""
+
+
+def treated(instance: Instance, policy: Policy, keys: PseudonymKeys) -> Treated:
+    """The elements of ``instance`` under ``policy``.
+
+    Raises
+    ------
+    Unsupported
+        No rule covers the SOP Class, or a character set.
+    BurnedInText
+        The pixels may show the patient.
+    """
     class_policy = class_policy_for(instance, policy)
     refuse_unknown_character_sets(instance.elements)
     patient = patient_of(instance.elements, policy, keys)
     elements = treat_elements(instance.elements, class_policy, patient, parent=0, character_set=b"")
-    elements = with_written_elements(elements, policy, patient)
+    return Treated(patient, class_policy, elements)
+
+
+def released(instance: Instance, made: Treated, policy: Policy) -> DeidentifiedInstance:
+    """The output for ``instance``, written and verified.
+
+    Raises
+    ------
+    Unreadable
+        It belongs to no series.
+    ResidualIdentifier
+        An identifier of the patient is left in it.
+    """
+    patient = made.patient
     original = original_identity(instance, patient, policy)
     sop_instance_uid = patient.pseudonym_of_uid(instance.sop_instance_uid)
     header = write_instance(
-        elements,
+        with_written_elements(made.elements, policy, patient),
         sop_class_uid=instance.sop_class_uid,
         sop_instance_uid=sop_instance_uid,
         transfer_syntax_uid=instance.transfer_syntax_uid,
@@ -201,7 +234,7 @@ def refuse_unknown_character_sets(elements: Iterable[Element]) -> None:
                     refuse_unknown_character_sets(item)
         elif tag == SPECIFIC_CHARACTER_SET:
             terms = value.decode("latin-1").split("\\")
-            if any(term.strip("\0 ") not in python_encoding for term in terms):
+            if any(term.rstrip("\0 ").lstrip(" ") not in python_encoding for term in terms):
                 raise Unsupported("A term of SpecificCharacterSet (0008,0005) is not DICOM's")
 
 
@@ -249,15 +282,17 @@ def with_written_elements(
         ]
         for code, meaning in policy.methods
     ]
-    method = f"segnode PS3.15 {policy.edition[:5]}; {policy.digest[:16]}"
+    exceptions = "" if codes else " with exceptions"
+    method = f"segnode PS3.15 {policy.edition[:5]}{exceptions}; {policy.digest[:16]}"
     written = {
         PATIENT_NAME: Element(PATIENT_NAME, "PN", patient.name.encode("ascii")),
         PATIENT_ID: Element(PATIENT_ID, "LO", patient.pseudonym.encode("ascii")),
         0x00120062: Element(0x00120062, "CS", b"YES"),
         0x00120063: Element(0x00120063, "LO", method.encode("ascii")),
-        0x00120064: Element(0x00120064, "SQ", codes),
         0x00280303: Element(0x00280303, "CS", policy.temporal_information.encode("ascii")),
     }
+    if codes:
+        written[0x00120064] = Element(0x00120064, "SQ", codes)
     for tag, attribute_type in patient_study_attributes().items():
         if attribute_type == "2" and not any(element.tag == tag for element in elements):
             written.setdefault(tag, Element(tag, dictionary_VR(tag), b""))

@@ -38,6 +38,10 @@ class Word:
     bottom: int
     line: tuple[int, int, int]
     """Block, paragraph and line: words of one line belong together."""
+    confidence: float
+    """What tesseract gives it, percent."""
+    sure: bool
+    """Whether that is enough to call it text in this form of the picture; else it is a guess."""
 
 
 def tesseract_path() -> str | None:
@@ -49,17 +53,17 @@ def find_words(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> list[Word]:
     """Words in ``picture``, shape (rows, columns) or (rows, columns, 3), 8 bits per sample.
 
     The picture is read in four forms: as it is, inverted, and only its lightest and its darkest
-    tones, black on white.
+    tones, black on white. Guesses are among the words: in them a known name can still be found.
 
     Raises
     ------
     OcrUnavailable
         tesseract is not installed.
     Unreadable
-        tesseract gave up on the picture.
+        tesseract gave up on the picture, or took too long.
     """
     image = Image.fromarray(picture).convert("L")
-    scale = max(1, min(4, _ENLARGED_TO // max(image.size)))
+    scale = max(1, min(3, _ENLARGED_TO // max(image.size)))
     forms = (
         (image, _LEAST_CONFIDENCE),
         (ImageOps.invert(image), _LEAST_CONFIDENCE),
@@ -75,7 +79,7 @@ def find_words(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> list[Word]:
     return [word for word in words if word.right > 0 and word.bottom > 0]
 
 
-def _read(image: Image.Image, scale: int, number: int, confidence: float) -> list[Word]:
+def _read(image: Image.Image, scale: int, number: int, least_confidence: float) -> list[Word]:
     program = tesseract_path()
     if program is None:
         raise OcrUnavailable("tesseract is not installed, so no text can be found in pixels")
@@ -93,28 +97,38 @@ def _read(image: Image.Image, scale: int, number: int, confidence: float) -> lis
         )
     except (subprocess.SubprocessError, OSError):
         raise Unreadable("tesseract could not read the picture") from None
-    table = csv.DictReader(
-        StringIO(done.stdout.decode("utf-8", "replace")), delimiter="\t", quoting=csv.QUOTE_NONE
-    )
+    try:
+        return _words(done.stdout.decode("utf-8"), scale, number, least_confidence)
+    except (ValueError, KeyError, TypeError):
+        raise Unreadable("tesseract answered with something other than its table") from None
+
+
+def _words(answer: str, scale: int, number: int, least_confidence: float) -> list[Word]:
+    """The words of tesseract's table, which has at least a line for the page."""
+    lines = list(csv.DictReader(StringIO(answer), delimiter="\t", quoting=csv.QUOTE_NONE))
+    if not lines:
+        raise ValueError("no table")
     words = []
-    for row in table:
-        text = (row["text"] or "").strip()
-        if text and float(row["conf"]) >= confidence:
-            left, top, width, height = (
-                int(row[name]) for name in ("left", "top", "width", "height")
+    for line in lines:
+        text = line["text"].strip()
+        if not text:
+            continue
+        left, top, width, height = (int(line[name]) for name in ("left", "top", "width", "height"))
+        confidence = float(line["conf"])
+        words.append(
+            Word(
+                text=text,
+                left=left // scale - _BORDER,
+                top=top // scale - _BORDER,
+                right=-(-(left + width) // scale) - _BORDER,
+                bottom=-(-(top + height) // scale) - _BORDER,
+                line=(
+                    number * 100_000 + int(line["block_num"]),
+                    int(line["par_num"]),
+                    int(line["line_num"]),
+                ),
+                confidence=confidence,
+                sure=confidence >= least_confidence,
             )
-            words.append(
-                Word(
-                    text=text,
-                    left=left // scale - _BORDER,
-                    top=top // scale - _BORDER,
-                    right=-(-(left + width) // scale) - _BORDER,
-                    bottom=-(-(top + height) // scale) - _BORDER,
-                    line=(
-                        number * 100_000 + int(row["block_num"]),
-                        int(row["par_num"]),
-                        int(row["line_num"]),
-                    ),
-                )
-            )
+        )
     return words

@@ -113,14 +113,14 @@ def plain_syntax(data: bytes) -> tuple[UID, int]:
     Irregular
         It is not: big endian, deflated, or without well-formed file meta information.
     """
-    meta, start = scan_meta(data)
-    syntax = meta.get(TRANSFER_SYNTAX_UID, b"")
+    meta = scan_meta(data)
+    syntax = meta.values.get(TRANSFER_SYNTAX_UID, b"")
     if not re.fullmatch(rb"[0-9.]{5,64}[\0 ]?", syntax):
         raise Irregular
     found = _readable_syntax(syntax.decode("ascii").rstrip("\0 "))
     if found in (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian):
         raise Irregular
-    return found, start
+    return found, meta.end
 
 
 def _read_plain(data: bytes, pixels_required: bool) -> Instance:

@@ -3,310 +3,310 @@
 Two ways to find it, both used unless one is switched off:
 
 - the rectangles that pydicom/deid ships, which CTP collected per device model;
-- an OCR pass with tesseract, repeated until nothing is found.
+- OCR with tesseract, repeated until a pass over the blanked picture reads nothing any more.
 
-What comes back is for a person to look at: ``preview_png`` shows before and after. An image where
-neither way finds anything is not called clean, it stays held: OCR overlooks handwriting, faint text
-and scripts it was not trained for. So it does where an identifier of the patient can still be read.
+:func:`find_regions` says what to blank and which rule wants it, :func:`blanked` does it,
+:func:`preview_png` shows a person the outcome. OCR overlooks handwriting, faint text and scripts
+that it was not trained for. So an image is called clean only if something was found and nothing
+can be read any more, or if a person has looked at what would leave.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from io import BytesIO
-from typing import Any
 
-import numpy as np
-import pydicom
 from PIL import Image, ImageDraw
-from pydicom.dataset import FileDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from anonymizer.deidentify import DeidentifiedInstance, deidentify_instance
-from anonymizer.errors import BurnedInText, Unreadable, Unsupported
+from anonymizer.errors import BurnedInText, Unsupported
 from anonymizer.identity import Identifiers, identifiers_of
 from anonymizer.keys import PseudonymKeys
 from anonymizer.ocr import Word, find_words
-from anonymizer.part10 import DAMAGE, read_instance
+from anonymizer.part10 import read_instance
+from anonymizer.pixel_frames import Frames, decoded, encoded, picture
 from anonymizer.profile import Policy
 
-_MAX_FRAMES = 64
-_MAX_ROUNDS = 4
-
-Array = np.ndarray[Any, np.dtype[Any]]
+MAX_FRAMES = 64
+_MAX_PASSES = 3
+# Percent. The first pass takes doubtful words too; what is read above this afterwards is no noise.
+_LEGIBLE = 60.0
+# Of the picture's height. What OCR reads in anatomy is as large as a bone.
+_TALLEST = 1 / 8
+_OUTLINE = (255, 160, 0)
 
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle that was blanked, in pixels of every frame; right and bottom are outside it."""
+    """A rectangle to blank, in pixels of every frame; right and bottom are outside it."""
 
     left: int
     top: int
     right: int
     bottom: int
-    source: str
-    """``device rectangle`` or ``text``."""
+    rule: str
+    """What wants it: the label in deid's list, or OCR."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What to blank in one image, and whether that is enough."""
+
+    frames: int
+    regions: tuple[Region, ...]
+    still_legible: bool
+    """The last pass could still read text: the image must not leave."""
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """An instance whose pixels were redacted; its attributes are still the patient's."""
+    """An instance whose pixels were blanked; its attributes are still the patient's."""
 
     data: bytes = field(repr=False)
     """Part 10 bytes, Explicit VR Little Endian, Burned In Annotation NO."""
     regions: tuple[Region, ...]
     preview_png: bytes = field(repr=False)
-    """Before and after, side by side, with the regions framed. It shows the patient: for the
-    hospital's own administrators."""
+    """The blanked picture with the regions outlined, for a person to judge."""
 
 
-def clean_pixels(
-    data: bytes, *, rectangles: bool = True, ocr: bool = True, any_text: bool = True
-) -> Cleaned:
-    """Blank burned-in text in the pixels of one instance.
+BY_OCR = "text, read by OCR"
+BY_IDENTIFIER = "an identifier of the patient, read by OCR"
+
+
+def find_regions(data: bytes, *, rectangles: bool = True, ocr: bool = True) -> Findings:
+    """What to blank in the pixels of one instance: the same bytes give the same answer.
 
     Parameters
     ----------
     data
-        A Part 10 instance. Compressed pixels are decoded; the result is never compressed again.
+        A Part 10 instance.
     rectangles
-        Blank the rectangles known for the device.
+        Take the rectangles that are known for the device.
     ocr
-        Look for text with tesseract.
-    any_text
-        Blank whatever looks like text; otherwise only lines with an identifier of this patient.
+        Look for text in every frame. Without it nobody has looked, so nothing counts as legible.
+
+    Raises
+    ------
+    OcrUnavailable
+        tesseract is wanted and not installed.
+    Unreadable, Unsupported
+        The pixels cannot be decoded, or are of a kind that cannot be blanked; tesseract failed.
+    """
+    identifiers = identifiers_of(read_instance(data).elements)
+    frames = decoded(data)
+    regions = _device_regions(frames) if rectangles else []
+    _blank(frames, regions)
+    still_legible = False
+    if ocr:
+        found, still_legible = _text_regions(frames, identifiers)
+        regions += found
+    return Findings(len(frames.array), tuple(regions), still_legible)
+
+
+def blanked(data: bytes, regions: Iterable[Region]) -> bytes:
+    """The instance with these regions of every frame in its darkest tone, called clean.
+
+    Pixels outside them keep their values; colour that was compressed is decoded to RGB.
+    """
+    frames = decoded(data)
+    _blank(frames, regions)
+    frames.dataset.BurnedInAnnotation = "NO"
+    return encoded(frames)
+
+
+def preview_png(data: bytes, regions: Sequence[Region], frame: int = 0) -> bytes:
+    """One frame as it would leave, with the regions outlined and numbered from 1 in their order.
+
+    IndexError if there is no such frame.
+    """
+    frames = decoded(data)
+    if not 0 <= frame < len(frames.array):
+        raise IndexError("no such frame")
+    _blank(frames, regions)
+    image = Image.fromarray(picture(frames, frame)).convert("RGB")
+    draw = ImageDraw.Draw(image)
+    width = max(1, max(image.size) // 500)
+    for number, region in enumerate(regions, start=1):
+        box = (region.left, region.top, region.right - 1, region.bottom - 1)
+        draw.rectangle(box, outline=_OUTLINE, width=width)
+        size = max(8, min(region.bottom - region.top - 4, max(image.size) // 40))
+        draw.text(
+            (region.left + 2 * width, region.top + width), str(number), _OUTLINE, font_size=size
+        )
+    buffer = BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def clean_pixels(data: bytes, *, rectangles: bool = True, ocr: bool = True) -> Cleaned:
+    """Blank burned-in text where nobody will look before the image leaves.
 
     Raises
     ------
     BurnedInText
-        Nothing was found, or an identifier can still be read after the last round.
-    OcrUnavailable
-        tesseract is wanted and not installed.
-    Unreadable, Unsupported
-        The pixels cannot be decoded, or are of a kind that cannot be blanked.
+        Nothing was found, or text can still be read.
+    OcrUnavailable, Unreadable, Unsupported
+        As :func:`find_regions`.
     """
-    identifiers = identifiers_of(read_instance(data).elements)
-    dataset = _decoded(data)
-    pixels = _frames(dataset)
-    before = _pictures(pixels, dataset)
-    regions = _device_regions(dataset) if rectangles else []
-    _blank(pixels, dataset, regions)
-    if ocr:
-        regions += _blank_text(pixels, dataset, identifiers, any_text)
-    if not regions:
+    findings = find_regions(data, rectangles=rectangles, ocr=ocr)
+    if not findings.regions:
         raise BurnedInText("No text was found to blank: the pixels may still show the patient")
-    _store(pixels, dataset)
-    shown = max(range(len(before)), key=lambda index: float(before[index].std()))
-    after = _pictures(pixels, dataset)
+    if findings.still_legible:
+        raise BurnedInText("Text can still be read in the pixels after they were cleaned")
     return Cleaned(
-        _written(dataset), tuple(regions), _preview(before[shown], after[shown], regions)
+        blanked(data, findings.regions), findings.regions, preview_png(data, findings.regions)
     )
+
+
+def deidentify_blanked(
+    data: bytes, regions: Iterable[Region], policy: Policy, keys: PseudonymKeys
+) -> DeidentifiedInstance:
+    """De-identify an image with these regions blanked, and say so (code 113101).
+
+    Its way back leads to the instance as it was. Raises what :func:`blanked` and
+    :func:`anonymizer.deidentify.deidentify_instance` raise: kinds of objects that are drawn as a
+    whole (Secondary Capture, ultrasound) stay held.
+    """
+    made = deidentify_instance(blanked(data, regions), policy.with_clean_pixels, keys)
+    return replace(made, original=replace(made.original, header=read_instance(data).header))
 
 
 def deidentify_with_clean_pixels(
     data: bytes, policy: Policy, keys: PseudonymKeys, *, rectangles: bool = True, ocr: bool = True
 ) -> tuple[DeidentifiedInstance, Cleaned]:
-    """De-identify an image after its pixels were cleaned, and say so (code 113101).
+    """De-identify an image after its pixels were cleaned.
 
-    Raises what :func:`clean_pixels` and :func:`anonymizer.deidentify.deidentify_instance` raise:
-    kinds of objects that are drawn as a whole (Secondary Capture, ultrasound) stay held.
+    Raises what :func:`clean_pixels` and :func:`deidentify_blanked` raise.
     """
     cleaned = clean_pixels(data, rectangles=rectangles, ocr=ocr)
-    return deidentify_instance(cleaned.data, policy.with_clean_pixels, keys), cleaned
+    return deidentify_blanked(data, cleaned.regions, policy, keys), cleaned
 
 
 # ---------------------------------------------------------------- what to blank
 
 
-def _device_regions(dataset: FileDataset) -> list[Region]:
-    """The rectangles of deid's filter list whose conditions this header meets."""
+def _device_regions(frames: Frames) -> list[Region]:
+    """The rectangles of deid's list whose conditions this header meets."""
     from deid.config import DeidRecipe
     from deid.dicom.pixels import has_burned_pixels
 
     # Read anew each time: deid writes what it finds in one image into its list.
-    found = has_burned_pixels(dataset, deid=DeidRecipe(base=True, default_base="dicom"))
+    recipe = DeidRecipe(base=True, default_base="dicom")
+    labels = {
+        id(rule["coordinates"]): rule["name"].removeprefix("LABEL ")
+        for rules in recipe.get_filters().values()
+        for rule in rules
+    }
+    rows, columns = frames.array.shape[1:3]
     regions = []
-    for result in found["results"]:
+    for result in has_burned_pixels(frames.dataset, deid=recipe)["results"]:
         if any(kept for kept, _ in result["coordinates"]):
             continue  # says what to keep; no image is blanked by what it does not name
+        rule = f"rectangle of the device: {labels[id(result['coordinates'])]}"
         for _, coordinates in result["coordinates"]:
-            texts = coordinates if isinstance(coordinates, list) else [coordinates]
-            for text in texts:
+            for text in coordinates if isinstance(coordinates, list) else [coordinates]:
                 left, top, right, bottom = (
-                    (0, 0, int(dataset.Columns), int(dataset.Rows))
+                    (0, 0, columns, rows)
                     if str(text) == "all"
                     else (int(part) for part in str(text).split(","))
                 )
-                regions.append(Region(left, top, right, bottom, "device rectangle"))
-    return regions
+                regions.append(Region(left, top, min(right, columns), min(bottom, rows), rule))
+    # Some are for larger images of the same device.
+    return [one for one in regions if one.left < one.right and one.top < one.bottom]
 
 
-def _blank_text(
-    pixels: Array, dataset: FileDataset, identifiers: Identifiers, any_text: bool
-) -> list[Region]:
-    """Blank words in every frame until a round finds none."""
-    if len(pixels) > _MAX_FRAMES:
-        raise Unsupported(f"More than {_MAX_FRAMES} frames to look for text in")
-    regions: list[Region] = []
-    for _ in range(_MAX_ROUNDS):
-        found = []
-        for picture in _pictures(pixels, dataset):
-            words = find_words(picture)
-            wanted = [word for word in words if any_text and _is_text(word)]
-            wanted += _identifying(words, identifiers)
-            found += [_region(word, pixels) for word in wanted]
-        found = list(dict.fromkeys(found))
-        if not found:
-            return regions
-        _blank(pixels, dataset, found)
-        regions += found
-    if any(_identifying(find_words(p), identifiers) for p in _pictures(pixels, dataset)):
-        raise BurnedInText("An identifier can still be read in the pixels after they were cleaned")
-    return regions
+def _text_regions(frames: Frames, identifiers: Identifiers) -> tuple[list[Region], bool]:
+    """Blank the text of every frame, pass by pass; True if text is still legible in the end."""
+    if len(frames.array) > MAX_FRAMES:
+        raise Unsupported(f"More than {MAX_FRAMES} frames to look for text in")
+    regions = _merged(region for region, _ in _text(frames, identifiers))
+    for _ in range(_MAX_PASSES):
+        _blank(frames, regions)
+        legible = [region for region, legible in _text(frames, identifiers) if legible]
+        if not legible:
+            return regions, False
+        regions = _merged([*regions, *legible])
+    return regions, True
+
+
+def _text(frames: Frames, identifiers: Identifiers) -> list[tuple[Region, bool]]:
+    """What may be text in any frame, and of each whether a person could surely read it."""
+    rows = frames.array.shape[1]
+    found = []
+    for index in range(len(frames.array)):
+        words = find_words(picture(frames, index))
+        identifying = _identifying(words, identifiers)
+        for word in words:
+            if word in identifying:
+                found.append((_region(word, frames, BY_IDENTIFIER), True))
+            elif word.sure and _is_text(word) and word.bottom - word.top <= _TALLEST * rows:
+                found.append((_region(word, frames, BY_OCR), word.confidence >= _LEGIBLE))
+    return found
 
 
 def _is_text(word: Word) -> bool:
-    """Two letters or digits: one alone is what OCR makes of a rib."""
-    return sum(map(str.isalnum, word.text)) >= 2
+    """Two letters or digits, or three in doubt: fewer are what OCR makes of a rib."""
+    return sum(map(str.isalnum, word.text)) >= (2 if word.confidence >= _LEGIBLE else 3)
 
 
-def _identifying(words: list[Word], identifiers: Identifiers) -> list[Word]:
-    """All words of each line in which an identifier of the patient stands."""
+def _identifying(words: Iterable[Word], identifiers: Identifiers) -> set[Word]:
+    """All words of each line in which an identifier of the patient stands, guesses too."""
     lines: dict[tuple[int, int, int], list[Word]] = {}
     for word in words:
         lines.setdefault(word.line, []).append(word)
-    return [
+    return {
         word
         for line in lines.values()
         if identifiers.occurs_in(" ".join(word.text for word in line))
         for word in line
-    ]
+    }
 
 
-def _region(word: Word, pixels: Array) -> Region:
+def _region(word: Word, frames: Frames, rule: str) -> Region:
     """The word's box with a margin: a third of its height above and below, its height beside it."""
     height = word.bottom - word.top
     margin = max(2, height // 3)
-    rows, columns = pixels.shape[1:3]
+    rows, columns = frames.array.shape[1:3]
     return Region(
         max(0, word.left - height),
         max(0, word.top - margin),
         min(columns, word.right + height),
         min(rows, word.bottom + margin),
-        "text",
+        rule,
     )
 
 
-# ---------------------------------------------------------------- pixels in and out
-
-
-def _decoded(data: bytes) -> FileDataset:
-    """The dataset with native pixels: what is compressed is decoded, colour as RGB."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings quote values
-            dataset = pydicom.dcmread(BytesIO(data))
-            if dataset.file_meta.TransferSyntaxUID.is_compressed:
-                dataset.decompress(generate_instance_uid=False)
-            dataset.PixelData  # noqa: B018
-    except (*DAMAGE, RuntimeError):
-        raise Unreadable("The pixels cannot be decoded") from None
-    return dataset
-
-
-def _frames(dataset: FileDataset) -> Array:
-    """The pixels, writable, shape (frames, rows, columns, samples)."""
-    colour = str(dataset.PhotometricInterpretation)
-    known = ("MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR", "YBR_FULL")
-    if colour not in known or dataset.BitsAllocated not in (8, 16, 32):
-        raise Unsupported("Pixels of this Photometric Interpretation or depth cannot be blanked")
-    big_endian = dataset.file_meta.TransferSyntaxUID.is_little_endian is False
-    if big_endian:
-        raise Unsupported("Big endian pixels cannot be blanked")
-    kind = ("i" if dataset.PixelRepresentation else "u") + str(dataset.BitsAllocated // 8)
-    rows, columns, samples = dataset.Rows, dataset.Columns, dataset.SamplesPerPixel
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    count = frames * rows * columns * samples
-    try:
-        flat = np.frombuffer(dataset.PixelData, "<" + kind, count)
-    except ValueError:
-        raise Unreadable("Pixel Data (7FE0,0010) is shorter than its frames") from None
-    if samples > 1 and dataset.get("PlanarConfiguration", 0) == 1:
-        planes = flat.reshape(frames, samples, rows, columns)
-        return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)).copy()
-    return flat.reshape(frames, rows, columns, samples).copy()
-
-
-def _blank(pixels: Array, dataset: FileDataset, regions: Iterable[Region]) -> None:
-    """Paint ``regions`` of every frame in what this image shows as its darkest tone."""
-    colour = str(dataset.PhotometricInterpretation)
-    tone: Any = {
-        "MONOCHROME1": pixels.max(),
-        "MONOCHROME2": pixels.min(),
-        "YBR_FULL": (0, 128, 128),
-    }.get(colour, 0)
+def _merged(regions: Iterable[Region]) -> list[Region]:
+    """Fewer rectangles over the same text: those of one line that overlap become one."""
+    done: list[Region] = []
     for region in regions:
-        pixels[:, region.top : region.bottom, region.left : region.right] = tone
+        while (other := next((one for one in done if _one_line(one, region)), None)) is not None:
+            done.remove(other)
+            region = _union(other, region)
+        done.append(region)
+    return sorted(done, key=lambda one: (one.top, one.left))
 
 
-def _store(pixels: Array, dataset: FileDataset) -> None:
-    raw = pixels.tobytes()
-    dataset.PixelData = raw + b"\0" * (len(raw) % 2)
-    dataset["PixelData"].VR = "OB" if dataset.BitsAllocated == 8 else "OW"
-    if dataset.SamplesPerPixel > 1:
-        dataset.PlanarConfiguration = 0
-    dataset.BurnedInAnnotation = "NO"
+def _one_line(one: Region, other: Region) -> bool:
+    """Whether they overlap, and by at least half the height of the lower one."""
+    rows = min(one.bottom, other.bottom) - max(one.top, other.top)
+    columns = min(one.right, other.right) - max(one.left, other.left)
+    return columns > 0 and 2 * rows >= min(one.bottom - one.top, other.bottom - other.top)
 
 
-def _written(dataset: FileDataset) -> bytes:
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    buffer = BytesIO()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dataset.save_as(buffer, implicit_vr=False, little_endian=True)
-    except DAMAGE:
-        raise Unreadable("The instance cannot be written as Explicit VR Little Endian") from None
-    return buffer.getvalue()
+def _union(one: Region, other: Region) -> Region:
+    return Region(
+        min(one.left, other.left),
+        min(one.top, other.top),
+        max(one.right, other.right),
+        max(one.bottom, other.bottom),
+        BY_IDENTIFIER if BY_IDENTIFIER in (one.rule, other.rule) else BY_OCR,
+    )
 
 
-# ---------------------------------------------------------------- pictures
-
-
-def _pictures(pixels: Array, dataset: FileDataset) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
-    """Every frame as a person sees it, 8 bits per sample, grey or RGB."""
-    colour = str(dataset.PhotometricInterpretation)
-    pictures = []
-    for frame in pixels:
-        if colour == "RGB" and frame.dtype == np.uint8:
-            pictures.append(frame.copy())
-            continue
-        grey = frame[..., 0].astype(np.float32)
-        low, high = np.percentile(grey, (0.1, 99.9))
-        if high <= low:
-            low, high = float(grey.min()), float(grey.max()) or 1.0
-        scaled = np.clip((grey - low) / max(high - low, 1e-6), 0, 1) * 255
-        pictures.append((255 - scaled if colour == "MONOCHROME1" else scaled).astype(np.uint8))
-    return pictures
-
-
-def _preview(
-    before: np.ndarray[Any, np.dtype[np.uint8]],
-    after: np.ndarray[Any, np.dtype[np.uint8]],
-    regions: Iterable[Region],
-) -> bytes:
-    """Both pictures side by side as PNG, the regions framed in the second."""
-    left, right = (Image.fromarray(picture).convert("RGB") for picture in (before, after))
-    draw = ImageDraw.Draw(right)
+def _blank(frames: Frames, regions: Iterable[Region]) -> None:
+    """Paint ``regions`` of every frame in its darkest tone."""
+    tone = frames.darkest
     for region in regions:
-        draw.rectangle(
-            (region.left, region.top, region.right - 1, region.bottom - 1), outline=(255, 160, 0)
-        )
-    both = Image.new("RGB", (left.width + right.width + 8, left.height))
-    both.paste(left, (0, 0))
-    both.paste(right, (left.width + 8, 0))
-    buffer = BytesIO()
-    both.save(buffer, "PNG")
-    return buffer.getvalue()
+        frames.array[:, region.top : region.bottom, region.left : region.right] = tone

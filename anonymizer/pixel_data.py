@@ -12,7 +12,8 @@ from anonymizer.errors import Unreadable, Unsupported
 # mean anything here. What follows (padding, digital signatures) is dropped.
 PIXEL_TAGS = frozenset({0x7FE00001, 0x7FE00002, 0x7FE00003, 0x7FE00008, 0x7FE00009, 0x7FE00010})
 PIXEL_DATA = 0x7FE00010
-
+# Float, Double Float (PS3.3 C.7.6.24, C.7.6.25) and integer Pixel Data: one of them, and the last.
+FRAMES = frozenset({0x7FE00008, 0x7FE00009, PIXEL_DATA})
 
 Values = Mapping[int, bytes | list[list[Element]]]
 
@@ -32,7 +33,7 @@ def pixel_elements(
     Unreadable
         Cut short, or fewer bytes than Rows, Columns and the other attributes promise.
     Unsupported
-        Float pixel data, or big endian words of another size than 16 bits.
+        Big endian words of another size than 16 bits, compressed or float pixels in big endian.
     """
     parts: list[bytes | memoryview] = []
     previous = 0
@@ -48,7 +49,7 @@ def pixel_elements(
         end = _fragments_end(data, start) if length == UNDEFINED else start + length
         if end > len(data):
             raise Unreadable("Pixel Data (7FE0,0010) is cut short")
-        if tag == PIXEL_DATA and length != UNDEFINED:
+        if tag in FRAMES and length != UNDEFINED and not (big_endian and tag != PIXEL_DATA):
             value: bytes | memoryview = _exact_frames(view[start:end], values)
             if big_endian:
                 value = _little_endian(vr, bytes(value), values)
@@ -58,15 +59,22 @@ def pixel_elements(
             else:
                 parts += [header, value]
         elif big_endian:
-            raise Unsupported("Compressed pixel data in a big endian instance")
+            raise Unsupported("Compressed or float pixel data in a big endian instance")
         else:
             parts.append(view[position:end])
         position = end
-        if tag == PIXEL_DATA:
+        if tag in FRAMES:
             return parts[0] if len(parts) == 1 else b"".join(parts)
     if parts:
-        raise Unsupported("Float or double pixel data (7FE0,0008), (7FE0,0009)")
+        raise Unreadable("Offset tables (7FE0,0001), (7FE0,0002) without Pixel Data (7FE0,0010)")
     return b""
+
+
+def frames_header(pixel_data: bytes | memoryview, *, implicit: bool) -> bytes | None:
+    """Tag, VR and length of Pixel Data that is not compressed, from what is written of it."""
+    tag, _vr, start, length = _read_header_at(pixel_data, 0, implicit, False)
+    is_plain = tag == PIXEL_DATA and start + length == len(pixel_data)
+    return bytes(pixel_data[:start]) if is_plain else None
 
 
 def _exact_frames(value: memoryview, values: Values) -> memoryview:
@@ -95,7 +103,7 @@ def _number(values: Values, tag: int) -> int:
 
 
 def _read_header_at(
-    data: bytes, position: int, implicit: bool, big_endian: bool
+    data: bytes | memoryview, position: int, implicit: bool, big_endian: bool
 ) -> tuple[int, str, int, int]:
     order = ">" if big_endian else "<"
     if implicit:

@@ -13,7 +13,10 @@ from pydicom.uid import UID
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 PET_IMAGE = "1.2.840.10008.5.1.4.1.1.128"
-SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+SEGMENTATIONS = frozenset({
+    "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
+    "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
+})  # fmt: skip
 ENHANCED_IMAGES = frozenset({
     "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT
     "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT
@@ -63,7 +66,7 @@ def burned_in_risk(ds: Dataset) -> str | None:
         return "Recognizable Visual Features (0028,0302) is YES"
     if is_drawn(sop_class_uid):
         return f"{UID(sop_class_uid).name} holds screens, documents or photographs"
-    if sop_class_uid == SEGMENTATION or sop_class_uid in WITHOUT_PIXELS:
+    if sop_class_uid in SEGMENTATIONS | WITHOUT_PIXELS:
         return None
     if _term(ds, "ConversionType"):
         return "Conversion Type (0008,0064) says that the image is a capture or a scan"

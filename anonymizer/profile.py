@@ -13,21 +13,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cache, cached_property
 from importlib import resources
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pydicom._dicom_dict import DicomDictionary
 
+from anonymizer.closed_lists import CLOSED_LISTS, KNOWN_SCHEMES
 from anonymizer.errors import Unsupported
 from anonymizer.identity import NUMBER_TAGS
-from anonymizer.options import BASIC_METHOD, DEFAULT_OPTIONS, Option, checked_options
+from anonymizer.options import (
+    BASIC_METHOD,
+    DATE_OPTIONS,
+    DEFAULT_OPTIONS,
+    Option,
+    checked_options,
+)
 
 # Raise it when the actions change their meaning: outputs of two versions are told apart by digest.
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 
 
 class Action(Enum):
@@ -80,13 +89,6 @@ CLASS_UID_WORDS = ("SOPClass", "TransferSyntax", "CodingSchemeUID", "ContextUID"
 CODED_ENTRY = frozenset({0x00080100, 0x00080102, 0x00080103, 0x00080104, 0x00080119, 0x00080120})
 # Written anew in every output.
 WRITTEN_TAGS = frozenset({0x00120062, 0x00120063, 0x00120064, 0x00280303})
-# Options of PS3.15 E.3 that a recipe claims by keeping what the option retains.
-CLAIMED_BY_KEEPING = (
-    Option.CLEAN_DESCRIPTORS,
-    Option.RETAIN_PATIENT_CHARACTERISTICS,
-    Option.RETAIN_DEVICE_IDENTITY,
-    Option.RETAIN_INSTITUTION_IDENTITY,
-)
 
 
 class PrivateAttribute(NamedTuple):
@@ -113,6 +115,9 @@ class ClassPolicy:
     safe_private: Mapping[PrivateAttribute, str] = field(default_factory=dict)
     """VR of each private attribute that may stay."""
 
+    def __post_init__(self) -> None:
+        _freeze(self, "actions", "exceptions", "constants", "safe_private")
+
     def action(self, parent: int, tag: int) -> Action:
         """What to do with ``tag`` inside the sequence ``parent`` (0: at top level)."""
         found = self.exceptions.get((parent, tag))
@@ -136,13 +141,17 @@ class Policy:
     additions: Mapping[int, str] = field(default_factory=dict, repr=False)
     """Attributes that a recipe adds."""
     methods: tuple[tuple[str, str], ...] = (BASIC_METHOD,)
-    """(code, meaning) of DeidentificationMethodCodeSequence: exactly what is done."""
+    """(code, meaning) of DeidentificationMethodCodeSequence: exactly what is done. None where a
+    recipe keeps what neither the basic profile nor an option of it lets stay."""
     options: frozenset[Option] = frozenset()
     retained: frozenset[int] = frozenset()
     """Attributes that an option keeps as they are: their values are not looked for elsewhere."""
     safe_private: Mapping[PrivateAttribute, str] = field(default_factory=dict, repr=False)
     """VR of each private attribute that may stay; empty without Retain Safe Private."""
     edition: str = ""
+
+    def __post_init__(self) -> None:
+        _freeze(self, "codes", "constants", "additions", "safe_private")
 
     @property
     def retains_uids(self) -> bool:
@@ -159,7 +168,8 @@ class Policy:
         """Longitudinal Temporal Information Modified (0028,0303), PS3.3 C.12.1."""
         if Action.SHIFT.value in self.codes.values():
             return "MODIFIED"
-        return "UNMODIFIED" if Option.RETAIN_FULL_DATES in self.options else "REMOVED"
+        kept = (self.codes[tag] == Action.KEEP.value for tag in _times_of_study())
+        return "UNMODIFIED" if any(kept) else "REMOVED"
 
     @property
     def digest(self) -> str:
@@ -169,8 +179,9 @@ class Policy:
     @cached_property
     def with_clean_pixels(self) -> Policy:
         """The same policy for an image whose pixels were cleaned, which it claims (113101)."""
-        methods = {*self.methods, Option.CLEAN_PIXEL_DATA.method} - {BASIC_METHOD}
-        return replace(self, methods=(BASIC_METHOD, *sorted(methods)))
+        if not self.methods:
+            return self
+        return replace(self, methods=method_codes({*self.methods, Option.CLEAN_PIXEL_DATA.method}))
 
     def for_sop_class(self, sop_class_uid: str) -> ClassPolicy:
         """The policy with every compound code resolved.
@@ -183,6 +194,12 @@ class Policy:
         if sop_class_uid not in supported_sop_classes():
             raise Unsupported("No de-identification rules for this SOP Class (0008,0016)")
         return _resolved(self, sop_class_uid)
+
+
+def _freeze(table: object, *names: str) -> None:
+    """Make the mappings of a frozen dataclass as immutable as itself: a digest names them."""
+    for name in names:
+        object.__setattr__(table, name, MappingProxyType(dict(getattr(table, name))))
 
 
 def basic_policy() -> Policy:
@@ -201,11 +218,10 @@ def profile_with(options: frozenset[Option]) -> Policy:
     """
     options = checked_options(options)
     table = _table("ps315_e1_1.json")
-    rows = {row["tag"]: row for row in table["rows"]}
     codes = {}
     retained = set()
     for tag, (vr, _vm, _name, _retired, keyword) in DicomDictionary.items():
-        row = rows.get(f"{tag >> 16:04X},{tag & 0xFFFF:04X}")
+        row = table_rows().get(tag)
         if row is None:
             codes[tag] = _default_code(tag, vr, keyword, options)
         else:
@@ -218,10 +234,7 @@ def profile_with(options: frozenset[Option]) -> Policy:
     return Policy(
         codes=codes,
         # Clean pixels are claimed by the images that were cleaned: Policy.with_clean_pixels.
-        methods=(
-            BASIC_METHOD,
-            *sorted(option.method for option in options - {Option.CLEAN_PIXEL_DATA}),
-        ),
+        methods=method_codes(option.method for option in options - {Option.CLEAN_PIXEL_DATA}),
         options=options,
         retained=frozenset(retained),
         safe_private=_safe_private() if Option.RETAIN_SAFE_PRIVATE in options else {},
@@ -229,32 +242,22 @@ def profile_with(options: frozenset[Option]) -> Policy:
     )
 
 
-def with_recipe_actions(
-    policy: Policy,
-    actions: Mapping[int, Action],
-    constants: Mapping[int, str],
-    additions: Mapping[int, str],
-) -> Policy:
-    """``policy`` with a site's own actions laid over it, and the options that they amount to."""
-    keeping = (Action.KEEP, Action.CAP_AGE, Action.CLEAN)
-    kept = {tag for tag, action in actions.items() if action in keeping}
-    claims = {*policy.methods, *_claimed_options(kept)} - {BASIC_METHOD}
-    if Action.SHIFT in actions.values():
-        claims.add(Option.RETAIN_MODIFIED_DATES.method)
-    return replace(
-        policy,
-        codes={**policy.codes, **{tag: action.value for tag, action in actions.items()}},
-        constants=dict(constants),
-        additions=dict(additions),
-        methods=(BASIC_METHOD, *sorted(claims)),
-        retained=policy.retained - actions.keys(),
-    )
+def method_codes(methods: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """The basic profile, and ``methods`` by code."""
+    return (BASIC_METHOD, *sorted(set(methods) - {BASIC_METHOD}))
 
 
 def supported_sop_classes() -> Mapping[str, Any]:
     """SOP Class UID to its attribute Types."""
     classes: Mapping[str, Any] = _table("iod_types.json")["sop_classes"]
     return classes
+
+
+@cache
+def table_rows() -> Mapping[int, Mapping[str, str]]:
+    """The rows of Table E.1-1 that are about one attribute each, by tag."""
+    rows = {row["tag"].replace(",", ""): row for row in _table("ps315_e1_1.json")["rows"]}
+    return {int(tag, 16): row for tag, row in rows.items() if re.fullmatch("[0-9A-F]{8}", tag)}
 
 
 def patient_study_attributes() -> Mapping[int, str]:
@@ -305,10 +308,11 @@ def _default_code(tag: int, vr: str, keyword: str, options: frozenset[Option]) -
         return Action.REMOVE.value
     if vr == "SQ":
         return Action.WALK.value
-    if vr in ("DA", "DT"):
-        if Option.RETAIN_MODIFIED_DATES in options:
-            return Action.SHIFT.value
-        return Action.KEEP.value if Option.RETAIN_FULL_DATES in options else "X/Z/D"
+    if vr in ("DA", "DT", "TM"):
+        if not options & DATE_OPTIONS:
+            return "X/Z/D"
+        shifted = vr != "TM" and Option.RETAIN_MODIFIED_DATES in options
+        return Action.SHIFT.value if shifted else Action.KEEP.value
     if vr == "UI":
         is_class = any(word in keyword for word in CLASS_UID_WORDS)
         kept = is_class or Option.RETAIN_UIDS in options
@@ -320,13 +324,14 @@ def _default_code(tag: int, vr: str, keyword: str, options: frozenset[Option]) -
     return Action.KEEP.value
 
 
-def _claimed_options(kept: Iterable[int]) -> tuple[tuple[str, str], ...]:
-    rows = {row["tag"]: row for row in _table("ps315_e1_1.json")["rows"]}
-    kept_rows = [rows.get(f"{tag >> 16:04X},{tag & 0xFFFF:04X}", {}) for tag in kept]
+@cache
+def _times_of_study() -> tuple[int, ...]:
+    """Dates and times that tell when the patient was there; not those of the device's upkeep."""
+    when, device = Option.RETAIN_FULL_DATES.column, Option.RETAIN_DEVICE_IDENTITY.column
     return tuple(
-        option.method
-        for option in CLAIMED_BY_KEEPING
-        if any(option.column in row for row in kept_rows)
+        tag
+        for tag, row in table_rows().items()
+        if tag in DicomDictionary and when in row and device not in row
     )
 
 
@@ -386,6 +391,9 @@ def _digest(policy: Policy) -> str:
         "retained": sorted(policy.retained),
         "safe_private": sorted([*key, vr] for key, vr in policy.safe_private.items()),
         "types": supported_sop_classes(),
+        "closed_lists": {f"{tag:08X}": sorted(terms) for tag, terms in CLOSED_LISTS.items()},
+        "schemes": sorted(scheme.decode("ascii") for scheme in KNOWN_SCHEMES),
+        "descriptor_words": _table("descriptor_words.json")["words"],
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -13,7 +13,8 @@ line names something that it does not know. Here such a line stops the start::
     ADD ClinicalTrialProtocolID TRIAL-7
 
 ==========  =================================================================================
-KEEP        keep, cleaned of this patient's identifiers; sequences are walked
+KEEP        keep, cleaned of this patient's identifiers; sequences are walked. Text that the table
+            lets nobody keep whole can be kept so, but then nothing of PS3.15 is claimed
 BLANK       keep the attribute, empty
 REMOVE      remove
 REPLACE     a constant (ASCII), ``func:keyed_uid``, ``func:shift_date``, ``func:cap_age``,
@@ -34,12 +35,14 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
+from anonymizer.claims import claimed_methods
 from anonymizer.errors import RecipeError
 from anonymizer.identity import NUMBER_TAGS
 from anonymizer.profile import (
@@ -50,7 +53,6 @@ from anonymizer.profile import (
     WRITTEN_TAGS,
     Action,
     Policy,
-    with_recipe_actions,
 )
 
 _VERBS = ("KEEP", "REPLACE", "JITTER", "REMOVE", "BLANK")  # in order of precedence
@@ -108,7 +110,14 @@ def apply_recipe(policy: Policy, recipe: Path) -> Policy:
             if action is Action.CONSTANT:
                 constants[tag] = constant
     chosen = {tag: action for tag, (_, action) in actions.items()}
-    return with_recipe_actions(policy, chosen, constants, additions)
+    return replace(
+        policy,
+        codes={**policy.codes, **{tag: action.value for tag, action in chosen.items()}},
+        constants=constants,
+        additions=additions,
+        methods=claimed_methods(policy, chosen),
+        retained=policy.retained - chosen.keys(),
+    )
 
 
 def _lines(recipe: Path) -> Iterator[_Line]:

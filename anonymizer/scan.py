@@ -56,8 +56,17 @@ class Scan(NamedTuple):
     """Where group 7FE0, or whatever follows it, begins."""
 
 
-def scan_meta(data: bytes) -> tuple[Mapping[int, bytes], int]:
-    """The values of group 0002 and the position after it.
+class Meta(NamedTuple):
+    """The file meta information."""
+
+    values: Mapping[int, bytes]
+    places: list[Place]
+    """Of every element of group 0002, without a gap; the first is after the DICM prefix."""
+    end: int
+
+
+def scan_meta(data: bytes) -> Meta:
+    """Group 0002.
 
     Raises
     ------
@@ -68,11 +77,13 @@ def scan_meta(data: bytes) -> tuple[Mapping[int, bytes], int]:
         raise Irregular
     position, size = 132, len(data)
     values: dict[int, bytes] = {}
+    places: list[Place] = []
     while position + 8 <= size:
-        group, number, raw_vr, length = _EXPLICIT.unpack_from(data, position)
+        begin = position
+        group, number, raw_vr, length = _EXPLICIT.unpack_from(data, begin)
         if group != 2:
             break
-        start = position + 8
+        start = begin + 8
         if raw_vr in _LONG:
             if length or start + 4 > size:
                 raise Irregular
@@ -85,7 +96,8 @@ def scan_meta(data: bytes) -> tuple[Mapping[int, bytes], int]:
         if position > size or tag in values:
             raise Irregular
         values[tag] = data[start:position]
-    return values, position
+        places.append(Place(tag, begin, position))
+    return Meta(values, places, position)
 
 
 def scan_dataset(data: bytes, position: int, *, implicit: bool) -> Scan:
@@ -261,3 +273,8 @@ def pixel_representation(element: Element) -> int:
     if element.vr != "US" or not isinstance(element.value, bytes) or len(element.value) != 2:
         raise Irregular
     return int.from_bytes(element.value, "little")
+
+
+def is_private_creator(tag: int) -> bool:
+    """Whether ``tag`` reserves a block of private elements (PS3.5 7.8.1)."""
+    return bool(tag >> 16 & 1) and 0x10 <= tag & 0xFFFF <= 0xFF

@@ -29,3 +29,15 @@ def pseudonymous_uid(uid: str, key: bytes) -> str:
     digest = hmac.digest(key, uid.encode("utf-8"), hashlib.sha256)
     bits = int.from_bytes(digest[:16], "big")
     return f"2.25.{bits & _CLEAR | _VERSION_8 | _VARIANT}"
+
+
+def has_form_of_pseudonym(uid: str) -> bool:
+    """Whether ``uid`` could be one that :func:`pseudonymous_uid` made: ``2.25.`` and a version 8.
+
+    Without the crosswalk nobody can say more. UIDs that other software makes from UUIDs are of
+    versions 1 to 7 (RFC 9562 4.2); those of this node's results are of version 8 too.
+    """
+    number = uid.removeprefix("2.25.")
+    if number == uid or not number.isdecimal() or int(number) >> 128:
+        return False
+    return int(number) >> 76 & 0xF == 8 and int(number) >> 62 & 0x3 == 2

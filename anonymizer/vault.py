@@ -8,146 +8,56 @@ good by destroying its data key (:meth:`Vault.shred`), in every copy of its reco
 The associated data binds tenant, pseudonymous study, record type, version and key name: a record
 put in the place of another one does not open.
 
-Layout of a record store, all names pseudonymous::
+A *blind index* finds the studies of an original identifier: the name of its folder is an HMAC of
+the identifier, under a key that is itself sealed. Without that key it cannot be guessed, and with
+it nothing has to be opened.
 
-    STUDY/key             name of the key-encryption key, nonce, sealed data key
-    STUDY/RECORD_TYPE     nonce, sealed record
+Layout of a record store. Nothing in it is an original identifier::
+
+    STUDY/key                 name of the key-encryption key, its check value, sealed data key
+    STUDY/RECORD_TYPE         length, nonce, sealed record
+    STUDY/destroyed           when the study was shredded: nothing else is left of it
+    index-HMAC/STUDY          empty and sealed: the identifier behind HMAC is one of STUDY's
+    tenant.TENANT/...         a study of the vault's own: the index key is derived from its data key
 """
 
 from __future__ import annotations
 
-import os
+import hashlib
+import hmac
 import re
 import secrets
 import struct
-import tempfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+from datetime import UTC, datetime
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from anonymizer.errors import CrosswalkMissing, VaultError
+from anonymizer.errors import (
+    CrosswalkMissing,
+    RecordAltered,
+    RecordTruncated,
+    StudyDestroyed,
+    VaultError,
+    WrongKey,
+)
+from anonymizer.keys import KeyEncryptionKeys, Keyring, derived_key
+from anonymizer.records import FolderRecords, RecordStore, checked_name
 
-VERSION = 1
-_MAGIC = b"SNV1"
-_NONCE_BYTES = 12
-_KEY_RECORD = "key"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+__all__ = ["FolderRecords", "Keyring", "MAX_RECORD_BYTES", "RecordStore", "Vault"]
+
+VERSION = 2
+_RECORD, _KEY = b"SNV2", b"SNK2"
+_VERSION_1 = b"SNV1"
+_NONCE_BYTES, _TAG_BYTES, _CHECK_BYTES, _DATA_KEY_BYTES = 12, 16, 8, 32
+_LENGTH = struct.Struct("<Q")
+_KEY_RECORD, _TOMBSTONE = "key", "destroyed"
+_STUDY = re.compile(r"[0-9.]+")
+_INDEX = "index-"
 MAX_RECORD_BYTES = 1 << 30
-
-
-class RecordStore(Protocol):
-    """Where sealed bytes lie: a folder, a database table, a bucket."""
-
-    def read(self, study: str, name: str) -> bytes | None:
-        """The bytes, or None if there are none."""
-
-    def write(self, study: str, name: str, data: bytes) -> None:
-        """Store durably, replacing what was there, all or nothing."""
-
-    def create(self, study: str, name: str, data: bytes) -> bool:
-        """Store durably if there is nothing yet; whether it did."""
-
-    def names(self, study: str) -> list[str]:
-        """Names of the records of a study, in order; empty if the study is unknown."""
-
-    def studies(self) -> list[str]:
-        """Names of all studies, in order."""
-
-    def delete(self, study: str, name: str) -> None:
-        """Remove one record, if it is there."""
-
-
-@dataclass(frozen=True)
-class FolderRecords:
-    """Records as files that only the owner can read, one folder per study."""
-
-    path: Path
-
-    def read(self, study: str, name: str) -> bytes | None:
-        """The bytes, or None if there are none."""
-        try:
-            return self._file(study, name).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def write(self, study: str, name: str, data: bytes) -> None:
-        """Write beside it, flush to the disk, then rename: never half a record."""
-        file = self._file(study, name)
-        temporary = self._temporary(file, data)
-        temporary.replace(file)
-        _flush_folder(file.parent)
-
-    def create(self, study: str, name: str, data: bytes) -> bool:
-        """Like :meth:`write`, but the first one wins, also between processes."""
-        file = self._file(study, name)
-        temporary = self._temporary(file, data)
-        try:
-            file.hardlink_to(temporary)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
-        _flush_folder(file.parent)
-        return True
-
-    def names(self, study: str) -> list[str]:
-        """Names of the records of a study, in order."""
-        return _listed(self.path / _checked(study))
-
-    def studies(self) -> list[str]:
-        """Names of all studies, in order."""
-        return _listed(self.path)
-
-    def delete(self, study: str, name: str) -> None:
-        """Overwrite with zeros, then unlink; the folder goes with its last record."""
-        file = self._file(study, name)
-        try:
-            size = file.stat().st_size
-        except FileNotFoundError:
-            return
-        with file.open("r+b") as stream:
-            stream.write(bytes(size))
-            stream.flush()
-            os.fsync(stream.fileno())
-        file.unlink()
-        _flush_folder(file.parent)
-        if not any(file.parent.iterdir()):
-            file.parent.rmdir()
-
-    def _file(self, study: str, name: str) -> Path:
-        return self.path / _checked(study) / _checked(name)
-
-    def _temporary(self, file: Path, data: bytes) -> Path:
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file.parent.mkdir(mode=0o700, exist_ok=True)
-        # mkstemp makes the file 0600; its name begins with a dot, so it is not listed.
-        descriptor, name = tempfile.mkstemp(prefix=".", dir=file.parent)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        return Path(name)
-
-
-@dataclass(frozen=True)
-class Keyring:
-    """Key-encryption keys by name; new studies use ``current``, old ones keep opening."""
-
-    current: str
-    keys: Mapping[str, bytes] = field(repr=False)
-
-    def __post_init__(self) -> None:
-        """Check that every key is 32 bytes under a plain name and that ``current`` is one."""
-        if self.current not in self.keys:
-            raise VaultError("The current key-encryption key is not in the key ring")
-        for name, key in self.keys.items():
-            if not _NAME.fullmatch(name) or len(key) != 32:
-                raise VaultError("A key-encryption key needs a plain name and 32 bytes")
 
 
 @dataclass(frozen=True)
@@ -155,19 +65,44 @@ class Vault:
     """Seals and opens the records of studies. One tenant sees nothing of another's."""
 
     records: RecordStore = field(repr=False)
-    keyring: Keyring
+    keyring: KeyEncryptionKeys
     tenant: str = "default"
+
+    # -- records -----------------------------------------------------------------------------
 
     def seal(self, study: str, record_type: str, data: bytes) -> None:
         """Keep ``data`` sealed as the ``record_type`` of ``study``, replacing what was there.
 
         ``study`` is the pseudonymous Study Instance UID. Both names stay readable.
+
+        Raises
+        ------
+        StudyDestroyed
+            The study was shredded, and is not taken in again.
         """
-        if _checked(record_type) == _KEY_RECORD:
-            raise VaultError("This record type is the vault's own")
-        data_key = self._data_key(study) or self._new_data_key(study)
-        sealed = _seal(data_key, zlib.compress(data, 6), self._bound(study, record_type))
-        self.records.write(study, record_type, _MAGIC + sealed)
+        packed = zlib.compress(data, 6)
+        associated = self._bound(study, _callers(record_type))
+        with self.records.lock(study):
+            sealed = _seal(self._data_key_to_seal_with(study), packed, associated)
+            self.records.write(study, record_type, _RECORD + _LENGTH.pack(len(sealed)) + sealed)
+
+    def seal_once(self, study: str, kind: str, data: bytes) -> str:
+        """Keep ``data`` under a name made of ``kind`` and the data itself; the name.
+
+        What is there already is not written again. The name is a keyed hash: it tells nobody who
+        guesses the data that the guess is right.
+        """
+        with self.records.lock(study):
+            data_key = self._data_key_to_seal_with(study)
+        digest = _keyed_hash(derived_key(data_key, b"segnode record name v2"), kind, data)
+        name = f"{kind}-{digest}"
+        try:
+            there = self.open(study, name)
+        except (CrosswalkMissing, VaultError):  # sealed again, whatever is wrong with it
+            there = None
+        if there != data:
+            self.seal(study, name, data)
+        return name
 
     def open(self, study: str, record_type: str) -> bytes:
         """What was sealed.
@@ -175,84 +110,194 @@ class Vault:
         Raises
         ------
         CrosswalkMissing
-            There is no such record, or the study was shredded.
-        VaultError
-            The record or its key was altered, or the key-encryption key is not here.
+            There is no such record.
+        StudyDestroyed
+            The study was shredded.
+        RecordAltered, RecordTruncated
+            The record or its key is not as it was written here.
+        KeyMissing, WrongKey
+            The key-encryption key is not here, or another one has its name.
         """
-        if _checked(record_type) == _KEY_RECORD:
-            raise VaultError("This record type is the vault's own")
+        _callers(record_type)
+        self._refuse_destroyed(study)
         sealed = self.records.read(study, record_type)
         data_key = self._data_key(study)
         if sealed is None or data_key is None:
-            raise CrosswalkMissing("The vault holds no such record for this study")
-        if not sealed.startswith(_MAGIC):
-            raise VaultError("A vault record has an unknown form")
-        opened = _open(data_key, sealed[len(_MAGIC) :], self._bound(study, record_type))
-        try:
-            inflater = zlib.decompressobj()
-            data = inflater.decompress(opened, MAX_RECORD_BYTES)
-        except zlib.error:
-            raise VaultError("A vault record cannot be unpacked") from None
+            raise CrosswalkMissing(f"The vault holds no {record_type!r} record for this study")
+        what = f"vault record {record_type!r}"
+        start = len(_RECORD) + _LENGTH.size
+        _refuse_other_form(sealed, _RECORD, what)
+        if len(sealed) < start or _LENGTH.unpack_from(sealed, 4)[0] != len(sealed) - start:
+            raise RecordTruncated(f"The {what} has not the length that it was written with")
+        opened = _open(data_key, sealed[start:], self._bound(study, record_type), what)
+        inflater = zlib.decompressobj()
+        data = inflater.decompress(opened, MAX_RECORD_BYTES)
         if not inflater.eof:
-            raise VaultError("A vault record is cut short or too large")
+            raise VaultError(f"The {what} is too large")
         return data
 
     def names(self, study: str) -> list[str]:
         """Types of the records of ``study``, in order."""
-        return [name for name in self.records.names(study) if name != _KEY_RECORD]
+        own = (_KEY_RECORD, _TOMBSTONE)
+        return [name for name in self.records.names(study) if name not in own]
 
     def delete(self, study: str, record_type: str) -> None:
         """Remove one record, if it is there."""
-        if _checked(record_type) == _KEY_RECORD:
-            raise VaultError("This record type is the vault's own; shred the study instead")
-        self.records.delete(study, record_type)
+        self.records.delete(study, _callers(record_type))
+
+    # -- studies -----------------------------------------------------------------------------
+
+    @property
+    def own(self) -> str:
+        """The study under which the vault's user keeps what belongs to no study."""
+        return f"tenant.{self.tenant}"
+
+    def studies(self) -> list[str]:
+        """Every pseudonymous study, in order, also the destroyed ones."""
+        return [study for study in self.records.studies() if self.knows(study)]
+
+    def knows(self, study: str) -> bool:
+        """Whether there is anything under this pseudonymous study, if only a tombstone."""
+        return bool(_STUDY.fullmatch(study)) and bool(self.records.names(study))
+
+    def destroyed(self, study: str) -> str | None:
+        """When the study was shredded (ISO 8601, UTC); None if it was not."""
+        tombstone = self.records.read(study, _TOMBSTONE)
+        return None if tombstone is None else tombstone.decode("latin-1").strip()
 
     def shred(self, study: str) -> None:
-        """Destroy the study's data key, then its records: nothing leads back any more."""
-        self.records.delete(study, _KEY_RECORD)
-        for name in self.records.names(study):
-            self.records.delete(study, name)
+        """Destroy the study's data key, then its records and its entries of the index.
+
+        Nothing leads back any more. A tombstone stays, so that the study is refused and not
+        silently begun again. What a crash interrupted is finished by shredding again.
+        """
+        with self.records.lock(study):
+            if self.destroyed(study) is None:
+                now = datetime.now(UTC).isoformat(timespec="seconds")
+                self.records.write(study, _TOMBSTONE, now.encode("ascii") + b"\n")
+            self.records.delete(study, _KEY_RECORD)
+            self.records.clear(study, keep=_TOMBSTONE)
+        for entry in self.records.studies():
+            if entry.startswith(_INDEX):
+                self.records.delete(entry, study)
+
+    # -- the blind index ---------------------------------------------------------------------
+
+    def remember(self, study: str, keyword: str, value: str) -> None:
+        """Let :meth:`find` find the study by the original ``value`` of attribute ``keyword``.
+
+        Raises
+        ------
+        StudyDestroyed
+            The study was shredded.
+        """
+        value = value.strip()
+        if not value:
+            return
+        entry = self._index_entry(keyword, value)
+        with self.records.lock(study):
+            self._refuse_destroyed(study)
+            try:
+                self._check_entry(entry, study)
+            except RecordAltered:  # not there yet, or to be written again
+                sealed = _seal(self._index_key(), b"", self._bound(study, entry))
+                self.records.write(entry, study, sealed)
+
+    def find(self, keyword: str, value: str) -> list[str]:
+        """The pseudonymous studies whose original attribute ``keyword`` has this ``value``.
+
+        Raises
+        ------
+        RecordAltered
+            An entry of the index was not written by this vault.
+        """
+        if self.records.read(self.own, _KEY_RECORD) is None or not value.strip():
+            return []
+        entry = self._index_entry(keyword, value.strip())
+        found = self.records.names(entry)
+        for study in found:
+            self._check_entry(entry, study)
+        return found
+
+    def _check_entry(self, entry: str, study: str) -> None:
+        sealed = self.records.read(entry, study) or b""
+        _open(self._index_key(), sealed, self._bound(study, entry), "entry of the vault's index")
+
+    def _index_entry(self, keyword: str, value: str) -> str:
+        return _INDEX + _keyed_hash(self._index_key(), keyword, value.encode("utf-8"))
+
+    def _index_key(self) -> bytes:
+        with self.records.lock(self.own):
+            return derived_key(self._data_key_to_seal_with(self.own), b"segnode blind index v2")
+
+    # -- keys --------------------------------------------------------------------------------
+
+    def sealed_with(self, study: str) -> str | None:
+        """Name of the key-encryption key that a study needs; None if it has no data key."""
+        wrapped = self.records.read(study, _KEY_RECORD)
+        return None if wrapped is None else _parts(wrapped)[0]
+
+    def keyed(self) -> list[str]:
+        """Everything that has a data key, in order: the studies, and the vault's own."""
+        return [study for study in self.records.studies() if not study.startswith(_INDEX)]
 
     def rewrap(self, studies: Iterable[str] | None = None) -> int:
         """Seal data keys under the current key-encryption key; how many were not yet.
 
-        Only the key records are written. When it is done for all studies (the default), the old
-        key-encryption key may leave the key ring.
+        Only the key records are written, each at once or not at all. When it is done for all
+        studies (the default), the old key-encryption key is not needed any more.
         """
         count = 0
-        for study in self.records.studies() if studies is None else studies:
-            wrapped = self.records.read(study, _KEY_RECORD)
-            if wrapped is None or _kek_name(wrapped)[0] == self.keyring.current:
-                continue
-            data_key = self._data_key(study)
-            if data_key is not None:
-                self.records.write(study, _KEY_RECORD, self._wrapped(study, data_key))
-                count += 1
+        current = self.keyring.current
+        for study in self.keyed() if studies is None else studies:
+            with self.records.lock(study):
+                if self.sealed_with(study) in (None, current):
+                    continue
+                data_key = self._data_key(study)
+                if data_key is not None:
+                    self.records.write(study, _KEY_RECORD, self._wrapped(study, data_key, current))
+                    count += 1
         return count
+
+    def check_key(self, study: str) -> None:
+        """Return if the data key of a study opens; raise as :meth:`open` does if not."""
+        self._data_key(study)
+
+    def _refuse_destroyed(self, study: str) -> None:
+        when = self.destroyed(study)
+        if when is not None:
+            raise StudyDestroyed(
+                f"The key of this study was destroyed on {when[:10]}: nothing leads back to its "
+                "patient any more"
+            )
+
+    def _data_key_to_seal_with(self, study: str) -> bytes:
+        """The data key of a study, a new one if it has none; the study is locked."""
+        self._refuse_destroyed(study)
+        data_key = self._data_key(study)
+        if data_key is None:
+            data_key = secrets.token_bytes(_DATA_KEY_BYTES)
+            wrapped = self._wrapped(study, data_key, self.keyring.current)
+            self.records.write(study, _KEY_RECORD, wrapped)
+        return data_key
 
     def _data_key(self, study: str) -> bytes | None:
         wrapped = self.records.read(study, _KEY_RECORD)
         if wrapped is None:
             return None
-        name, sealed = _kek_name(wrapped)
-        key = self.keyring.keys.get(name)
-        if key is None:
-            raise VaultError(f"The key-encryption key {name!r} is not in the key ring")
-        return _open(key, sealed, self._bound(study, _KEY_RECORD, name))
+        name, check, sealed = _parts(wrapped)
+        key = self.keyring.key(name)
+        if not hmac.compare_digest(check, _check_value(key)):
+            raise WrongKey(
+                f"The key-encryption key {name!r} is not the one that sealed this study's data key"
+            )
+        bound = self._bound(study, _KEY_RECORD, name)
+        return _open(key, sealed, bound, "key record of the study")
 
-    def _new_data_key(self, study: str) -> bytes:
-        data_key = secrets.token_bytes(32)
-        if self.records.create(study, _KEY_RECORD, self._wrapped(study, data_key)):
-            return data_key
-        existing = self._data_key(study)  # another process was first
-        if existing is None:
-            raise VaultError("The study was shredded while a record was being sealed")
-        return existing
-
-    def _wrapped(self, study: str, data_key: bytes) -> bytes:
-        name = self.keyring.current
-        sealed = _seal(self.keyring.keys[name], data_key, self._bound(study, _KEY_RECORD, name))
-        return _MAGIC + bytes([len(name)]) + name.encode("ascii") + sealed
+    def _wrapped(self, study: str, data_key: bytes, name: str) -> bytes:
+        key = self.keyring.key(name)
+        sealed = _seal(key, data_key, self._bound(study, _KEY_RECORD, name))
+        return _KEY + bytes([len(name)]) + name.encode("ascii") + _check_value(key) + sealed
 
     def _bound(self, study: str, record_type: str, kek: str = "") -> bytes:
         """Associated data: each part with its length, so that no two lists look the same.
@@ -260,9 +305,16 @@ class Vault:
         A record's own data does not name the key-encryption key, else rotating it would mean
         sealing every record again; the key record that it needs does.
         """
-        parts = [self.tenant, _checked(study), record_type, str(VERSION), kek]
+        parts = [self.tenant, checked_name(study), record_type, str(VERSION), kek]
         encoded = [part.encode("utf-8") for part in parts]
         return b"".join(struct.pack("<L", len(part)) + part for part in encoded)
+
+
+def _callers(record_type: str) -> str:
+    """``record_type`` if it is one that a caller may use."""
+    if checked_name(record_type) in (_KEY_RECORD, _TOMBSTONE):
+        raise VaultError("This record type is the vault's own")
+    return record_type
 
 
 def _seal(key: bytes, data: bytes, associated: bytes) -> bytes:
@@ -270,43 +322,48 @@ def _seal(key: bytes, data: bytes, associated: bytes) -> bytes:
     return nonce + AESGCM(key).encrypt(nonce, data, associated)
 
 
-def _open(key: bytes, sealed: bytes, associated: bytes) -> bytes:
+def _open(key: bytes, sealed: bytes, associated: bytes, what: str) -> bytes:
     nonce, ciphertext = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
     try:
         return AESGCM(key).decrypt(nonce, ciphertext, associated)
     except (InvalidTag, ValueError):
-        raise VaultError("A vault record was altered, or is not the one that was sealed") from None
+        raise RecordAltered(
+            f"The {what} was altered, or is not the one that was sealed in this place"
+        ) from None
 
 
-def _kek_name(wrapped: bytes) -> tuple[str, bytes]:
-    """The key-encryption key's name and the sealed data key of a key record."""
-    start = len(_MAGIC) + 1
-    if not wrapped.startswith(_MAGIC) or len(wrapped) < start:
-        raise VaultError("A key record of the vault has an unknown form")
-    end = start + wrapped[len(_MAGIC)]
+def _parts(wrapped: bytes) -> tuple[str, bytes, bytes]:
+    """Name and check value of the key-encryption key, and the sealed data key."""
+    start = len(_KEY) + 1
+    _refuse_other_form(wrapped, _KEY, "key record of the study")
+    size = wrapped[len(_KEY)] if len(wrapped) >= start else 0
+    end = start + size + _CHECK_BYTES
+    if len(wrapped) != end + _NONCE_BYTES + _DATA_KEY_BYTES + _TAG_BYTES:
+        raise RecordTruncated(
+            "The key record of the study has not the length that it was written with"
+        )
     try:
-        return wrapped[start:end].decode("ascii"), wrapped[end:]
-    except UnicodeDecodeError:
-        raise VaultError("A key record of the vault was altered") from None
+        name = checked_name(wrapped[start : start + size].decode("ascii"))
+    except (UnicodeDecodeError, VaultError):
+        raise RecordAltered("The key record of the study was altered") from None
+    return name, wrapped[start + size : end], wrapped[end:]
 
 
-def _checked(name: str) -> str:
-    """``name`` if it is plain enough for a file; a path or a hidden name never is."""
-    if not _NAME.fullmatch(name):
-        raise VaultError("A study or record type has characters that a name may not have")
-    return name
+def _refuse_other_form(data: bytes, form: bytes, what: str) -> None:
+    if data.startswith(_VERSION_1):
+        raise VaultError(
+            f"The {what} was sealed by an earlier version, which this one does not read",
+            remedy="Remove the study's folder from the vault and process its series again.",
+        )
+    if not data.startswith(form[: len(data)]):
+        raise RecordAltered(f"The {what} has an unknown form")
 
 
-def _listed(folder: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    except FileNotFoundError:
-        return []
+def _check_value(key: bytes) -> bytes:
+    """Tells a key-encryption key from another one of the same name; says nothing else of it."""
+    return derived_key(key, b"segnode key check v2", length=_CHECK_BYTES)
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _keyed_hash(key: bytes, kind: str, data: bytes) -> str:
+    """HMAC-SHA256 of a kind and data, 32 hexadecimal digits."""
+    return hmac.new(key, kind.encode("ascii") + b"\0" + data, hashlib.sha256).hexdigest()[:32]

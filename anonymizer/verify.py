@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 
-from anonymizer.actions import CLOSED_LISTS
+from anonymizer.closed_lists import CLOSED_LISTS
 from anonymizer.encoding import LONG_VRS
 from anonymizer.errors import ResidualIdentifier, Unreadable
 from anonymizer.identity import Identifiers, date_pattern

@@ -252,12 +252,19 @@ def _reason(
         shift = shift_date if vr == "DA" else shift_date_time
         if any(shift(value, 1) is None for value in old):
             return "a date that cannot be read becomes empty"
-    if policy.codes[tag] == Action.SHIFT.value and vr == "DT":
+    if policy.codes[tag] == Action.SHIFT.value and vr == "DT" and _moments(mine) == _moments(deids):
         return "DT keeps its precision and loses its offset from UTC"
     dropped = mine in (None, [""]) or (vr == "CS" and set(mine) < set(_strings(before.value)))  # type: ignore[attr-defined, arg-type]
     if policy.codes[tag] == Action.KEEP.value and dropped:
         return "a value that its VR does not allow goes"
     return ""
+
+
+def _moments(date_times: object) -> list[str]:
+    """DT values to the microsecond, without the offset: what stays when form is taken away."""
+    values = date_times if isinstance(date_times, list) else [""]
+    without_offset = [re.sub(r"[+-]\d{4}$", "", value).replace(".", "") for value in values]
+    return [value.ljust(20, "0") for value in without_offset]
 
 
 def main(folder: Path) -> int:

@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 pacs_app = typer.Typer(help="Destinations: what they are and what they take.", no_args_is_help=True)
 app.add_typer(pacs_app, name="pacs")
+keys_app = typer.Typer(help="The vault's keys: which, new ones, the end.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 
 _out = Console()
 _err = Console(stderr=True)
@@ -159,6 +161,90 @@ def pacs_check(name: Annotated[str, typer.Argument(help="Name of the peer.")]) -
     _out.print(tables.findings(findings))
     if any(finding.level == "wrong" for finding in findings):
         raise typer.Exit(1)
+
+
+@keys_app.command("list")
+def keys_list() -> None:
+    """The keys of the vault, which is current, and how many data keys each one seals."""
+    from node import tables, vault_keys
+    from node.wiring import Hospital
+
+    uses = vault_keys.key_uses(Hospital(load()))
+    _out.print(tables.key_uses(uses))
+    if any(use.problem for use in uses):
+        raise typer.Exit(1)
+
+
+@keys_app.command("rotate")
+def keys_rotate() -> None:
+    """Seal every study's data key under a new key. No data is touched; the node may run."""
+    from node import vault_keys
+    from node.wiring import Hospital
+
+    with Progress(
+        SpinnerColumn(), TextColumn("data keys"), BarColumn(), TextColumn("{task.completed:.0f}"),
+        TimeElapsedColumn(), console=_err,
+    ) as progress:  # fmt: skip
+        bar = progress.add_task("", total=None)
+        done = vault_keys.rotate(
+            Hospital(load()), lambda number, of: progress.update(bar, completed=number, total=of)
+        )
+    _out.print(
+        f"{done.rewrapped} data keys are now sealed with {done.name}"
+        + (", which is new: back it up." if done.made else ".")
+    )
+    for problem in done.problems:
+        _err.print(f"[red]✗[/] {problem}", highlight=False)
+    if done.problems:
+        raise typer.Exit(1)
+
+
+@keys_app.command("destroy")
+def keys_destroy(
+    wanted: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY",
+            help="Study Instance UID, original or pseudonymous, or a job's id; - asks for it.",
+        ),
+    ],
+    by: Annotated[
+        Literal["study", "patient", "accession"],
+        typer.Option(help="What STUDY is: also an original PatientID or AccessionNumber."),
+    ] = "study",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Destroy the key of a study: nothing leads back to its patient any more."""
+    from node import vault_keys
+    from node.wiring import Hospital
+
+    if wanted == "-":
+        wanted = typer.prompt("Identifier", hide_input=True)
+    hospital = Hospital(load())
+    studies = vault_keys.studies_of(hospital, wanted, by)
+    for study in studies:
+        _out.print(f"pseudonymous study {study}", highlight=False)
+    if not yes:
+        typer.confirm(f"Studies to destroy: {len(studies)}. For good?", abort=True)
+    vault_keys.destroy(hospital, studies)
+    _out.print(f"Destroyed: {len(studies)}. docs/security.md says what else holds them.")
+
+
+@keys_app.command("new-epoch")
+def keys_new_epoch(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Begin a new pseudonym key: later studies of a patient are not linked to earlier ones."""
+    from node import vault_keys
+    from node.wiring import Hospital
+
+    if not yes:
+        typer.confirm(
+            "From the next start, known patients and studies get other pseudonyms. Go on?",
+            abort=True,
+        )
+    epoch = vault_keys.new_epoch(Hospital(load()))
+    _out.print(f"Epoch {epoch} begins at the next `segnode up`. Back its key up; keep the old one.")
 
 
 @app.command()

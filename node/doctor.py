@@ -16,7 +16,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from node import service
+from node import service, vault_keys
 from node.errors import NodeError
 from node.packages import verified_weights
 from node.settings import DicomPeer, Settings
@@ -42,6 +42,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _programs(settings)
     yield from _disk(settings)
     yield from _secrets(hospital)
+    yield from _keys(hospital)
     yield from _models(hospital)
     yield from _recipe(hospital)
     yield from _rules(settings)
@@ -126,6 +127,28 @@ def _secrets(hospital: Hospital) -> Iterator[Finding]:
             yield Finding("wrong", name, "others can read it", f"chmod 600 {path}")
         else:
             yield Finding("good", name, "only its owner can read it")
+
+
+def _keys(hospital: Hospital) -> Iterator[Finding]:
+    none = not hospital.vault_keys.names() and not hospital.pseudonym_secrets.names()
+    if none and not hospital.vault.records.studies():
+        yield Finding("note", "keys", "not made yet", "`segnode up` makes them.")
+        return
+    for use in vault_keys.key_uses(hospital):
+        if use.place == "missing" or use.problem:
+            yield Finding(
+                "wrong", f"key {use.name}", use.problem,
+                "Put it back from its backup, mode 600, then `segnode keys list`.",
+            )  # fmt: skip
+        else:
+            current = "seals new studies; " if use.current else ""
+            yield Finding("good", f"key {use.name}", f"{current}{use.data_keys} data keys need it")
+    try:
+        epoch = hospital.pseudonym_keys.epoch
+    except NodeError as error:
+        yield Finding("wrong", "pseudonym key", str(error), error.remedy)
+    else:
+        yield Finding("good", "pseudonym key", f"the one that epoch {epoch} began with")
 
 
 def _models(hospital: Hospital) -> Iterator[Finding]:

@@ -52,11 +52,17 @@ class SealedRecords(Protocol):
     def seal(self, study: str, record_type: str, data: bytes) -> None:
         """Encrypt and store, replacing a record of the same type."""
 
+    def seal_once(self, study: str, kind: str, data: bytes) -> str:
+        """Encrypt and store under a name made of the data; nothing is written twice."""
+
     def open(self, study: str, record_type: str) -> bytes:
         """Decrypt and authenticate one record."""
 
     def delete(self, study: str, record_type: str) -> None:
         """Remove one record; none there is no error."""
+
+    def remember(self, study: str, keyword: str, value: str) -> None:
+        """Let the study be found by an original identifier, which is not stored."""
 
 
 @dataclass(frozen=True)

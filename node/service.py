@@ -18,9 +18,10 @@ from node.edges.orthanc_config import DicomPeer, orthanc_environment, write_conf
 from node.edges.supervisor import Program, Supervisor
 from node.errors import NodeError
 from node.settings import BadSettings, Settings
+from node.vault_keys import make_first_keys
 from node.wiring import ORTHANC_USER, Hospital
 
-SECRETS = ("orthanc_password", "broker_password", "console_token", "vault_key", "pseudonym_key")
+SECRETS = ("orthanc_password", "broker_password", "console_token")
 
 
 #: torch has the threads of a compute worker. BLAS threads that spin beside them made a run of 4 s
@@ -60,6 +61,8 @@ def up(settings: Settings, timeout_s: float = 60.0) -> Iterator[str]:
         _check_ports_are_free(settings)
         _write_secrets(settings)
         _ = hospital.policy  # so does a recipe that cannot be understood
+        make_first_keys(hospital)
+        _ = hospital.pseudonym_keys  # and a key that is not the one its epoch began with
         supervisor.start(_programs(hospital))
     deadline = time.monotonic() + timeout_s
     for part in parts(hospital):

@@ -42,6 +42,17 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class KeyUse:
+    """One key-encryption key of the vault and what is sealed with it."""
+
+    name: str
+    place: Literal["file", "environment", "missing"]
+    current: bool
+    data_keys: int  #: one per study, and one of the vault's own
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Written:
     """What `segnode process` made of one series."""
 
@@ -124,6 +135,24 @@ def models(found: Mapping[str, ModelManifest]) -> RenderableType:
             "\n".join(f"{s.number} {s.label}" for s in manifest.segments), manifest.licence,
             "\n".join(f"{key} {value}" for key, value in manifest.metrics.items()),
         )  # fmt: skip
+    return table
+
+
+def key_uses(found: Sequence[KeyUse]) -> RenderableType:
+    """The vault's keys, and how many data keys each one seals."""
+    if not found:
+        return Text("There is no key yet; `segnode up` makes the first ones.")
+    table = Table(box=box.SIMPLE)
+    for column in ("key", "from", "data keys", ""):
+        table.add_column(column, overflow="fold")
+    for use in found:
+        if use.problem:
+            note = Text(use.problem, "red")
+        elif use.current:
+            note = Text("current: new studies are sealed with it", "green")
+        else:
+            note = Text("" if use.data_keys else "not needed any more", "dim")
+        table.add_row(use.name, use.place, str(use.data_keys), note)
     return table
 
 

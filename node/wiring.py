@@ -6,6 +6,7 @@ zone has a wiring of its own below, made of other settings: it cannot reach the 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
@@ -23,7 +24,7 @@ from node.settings import BadSettings, ComputeSettings, Deidentify, DicomPeer, S
 if TYPE_CHECKING:
     from celery import Celery
 
-    from anonymizer.keys import PseudonymKeys
+    from anonymizer.keys import NumberedKeys, PseudonymKeys
     from anonymizer.profile import Policy
     from anonymizer.vault import Vault
     from node.edges.dicomweb import DicomWebDestination
@@ -42,7 +43,7 @@ ORTHANC_USER = "segnode"
 def policy_with(settings: Deidentify) -> Policy:
     """The basic profile of PS3.15, the options of PS3.15 E.3, and a site's recipe over them."""
     from anonymizer.errors import AnonymizerError
-    from anonymizer.options import Option, options_named
+    from anonymizer.options import options_named
     from anonymizer.profile import profile_with
     from anonymizer.recipe import apply_recipe
 
@@ -55,12 +56,6 @@ def policy_with(settings: Deidentify) -> Policy:
             "deidentify.options: retain-uids would let original UIDs reach the compute zone, and "
             "a result could not be told from its source on the way back",
             remedy="Leave it out here; `python -m anonymizer` has it for exports.",
-        )
-    if Option.CLEAN_PIXEL_DATA in policy.options:
-        raise BadSettings(
-            "deidentify.options: the node does not clean pixels by itself, because a person has "
-            "to look at what was blanked",
-            remedy="Leave clean-pixel-data out; `python -m anonymizer` has it, with previews.",
         )
     try:
         return apply_recipe(policy, settings.recipe) if settings.recipe else policy
@@ -119,11 +114,20 @@ class Hospital:
     @cached_property
     def vault(self) -> Vault:
         """Crosswalks and outbound objects, encrypted."""
-        from anonymizer.vault import FolderRecords, Keyring, Vault
+        from anonymizer.vault import FolderRecords, Vault
 
-        keyring = Keyring("vault_key", {"vault_key": bytes.fromhex(self.secret("vault_key"))})
         records = FolderRecords(self.settings.folder("vault"))
-        return Vault(records, keyring, tenant=self.settings.deidentify.tenant)
+        return Vault(records, self.vault_keys, tenant=self.settings.deidentify.tenant)
+
+    @cached_property
+    def vault_keys(self) -> NumberedKeys:
+        """The key-encryption keys: ``vault_key``, ``vault_key.2`` …, the last one is current."""
+        return self._numbered_keys("vault_key")
+
+    @cached_property
+    def pseudonym_secrets(self) -> NumberedKeys:
+        """The secrets of the epochs: ``pseudonym_key``, ``pseudonym_key.2`` …."""
+        return self._numbered_keys("pseudonym_key")
 
     @cached_property
     def policy(self) -> Policy:
@@ -132,10 +136,25 @@ class Hospital:
 
     @cached_property
     def pseudonym_keys(self) -> PseudonymKeys:
-        """The keys of UIDs, patient IDs and date shifts."""
+        """The keys of UIDs, patient IDs and date shifts, in their last epoch.
+
+        Raises
+        ------
+        BadSettings
+            They are not the ones that the epoch began with, or the vault does not open.
+        """
+        from anonymizer.epochs import confirm_epoch
+        from anonymizer.errors import AnonymizerError
         from anonymizer.keys import PseudonymKeys
 
-        return PseudonymKeys.from_secret(bytes.fromhex(self.secret("pseudonym_key")))
+        secrets = self.pseudonym_secrets
+        try:
+            name = secrets.current
+            keys = PseudonymKeys.from_secret(secrets.key(name), secrets.number(name))
+            confirm_epoch(self.vault, keys)
+        except AnonymizerError as error:
+            raise BadSettings(str(error), remedy=error.remedy) from None
+        return keys
 
     @cached_property
     def destinations(self) -> Mapping[str, Pacs]:
@@ -236,6 +255,19 @@ class Hospital:
                 study_instance_uid=partial(original_study_instance_uid, vault=self.vault),
             ),
         }
+
+    def _numbered_keys(self, stem: str) -> NumberedKeys:
+        """Keys from the folder of secrets, ``SEGNODE_<STEM>``, ``SEGNODE_<STEM>_2`` …."""
+        from anonymizer.keys import NumberedKeys
+
+        variable = f"SEGNODE_{stem.upper()}"
+        given = {}
+        for name, value in os.environ.items():
+            if name == variable:
+                given[stem] = value
+            elif name.startswith(f"{variable}_"):
+                given[f"{stem}.{name[len(variable) + 1 :]}"] = value
+        return NumberedKeys(self.secret_path(stem).parent, stem, given)
 
     def dicom(self, peer: DicomPeer) -> DicomPacs:
         """The SCU of one DICOM peer."""

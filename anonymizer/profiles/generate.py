@@ -12,7 +12,8 @@
   the context groups of PS3.16 about anatomy, contrast and acquisition that pydicom ships, and of
   the list below.
 
-``safe_private.json`` is written by hand out of PS3.15 Table E.3.10-1.
+``safe_private.json`` is written by hand out of PS3.15 Table E.3.10-1, whose selection its header
+states; tests/conformance/test_ps315_safe_private.py holds it to pydicom's private dictionary.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ SOP_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.1.1.1": "Digital X-Ray Image Storage - For Processing",
     "1.2.840.10008.5.1.4.1.1.128": "Positron Emission Tomography Image Storage",
     "1.2.840.10008.5.1.4.1.1.66.4": "Segmentation Storage",
+    "1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage",
     "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT Image Storage",
     "1.2.840.10008.5.1.4.1.1.2.2": "Legacy Converted Enhanced CT Image Storage",
     "1.2.840.10008.5.1.4.1.1.4.1": "Enhanced MR Image Storage",

@@ -23,10 +23,20 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from node.edges.console_json import GROUPS, group_of, job_shown, steps_shown, timings_shown
+from node import log
+from node.edges.console_json import (
+    GROUPS,
+    can_release,
+    group_of,
+    job_shown,
+    review_shown,
+    steps_shown,
+    timings_shown,
+)
 from node.edges.ledger import Ledger
 from node.errors import NodeError, NotPossible, Unavailable
 from node.jobs import BY_HAND, Job, State, Wish
+from node.pipeline.pixel_review import RELEASED, Review, picture_of, read_review
 from node.ports import Artifacts
 from node.sdk import ModelManifest
 
@@ -45,6 +55,9 @@ class Studies(Protocol):
 
     def instances_of_series(self, series_id: str) -> tuple[str, ...]:
         """Ids of all instances received for the series."""
+
+    def instance_file(self, instance_id: str) -> bytes:
+        """The instance as it was received."""
 
 
 class Refused(Exception):
@@ -88,6 +101,13 @@ def console_app(
             Route("/jobs", console.jobs, methods=["GET"]),
             Route("/jobs/{job_id}", console.job, methods=["GET"]),
             Route("/jobs/{job_id}/overlay.png", console.overlay, methods=["GET"]),
+            Route("/jobs/{job_id}/review", console.review, methods=["GET"]),
+            Route(
+                "/jobs/{job_id}/review/{image:int}-{frame:int}.png",
+                console.held_picture,
+                methods=["GET"],
+            ),
+            Route("/jobs/{job_id}/release", console.release, methods=["POST"]),
             Route("/jobs/{job_id}/retry", console.retry, methods=["POST"]),
             Route("/jobs/{job_id}/cancel", console.cancel, methods=["POST"]),
             Route("/models", console.models, methods=["GET"]),
@@ -143,6 +163,7 @@ class _Console:
                 **job_shown(job, now),
                 **timings_shown(attempts, now),
                 "picture": picture in self.artifacts.names(f"{job.id}/"),
+                "review": read_review(job, self.artifacts) is not None,
                 "steps": steps_shown(),
             }
         )
@@ -157,6 +178,58 @@ class _Console:
                 404, "There is no picture of this job yet.", "It is drawn in step encode."
             ) from None
         return Response(png, media_type="image/png")
+
+    def review(self, request: Request) -> Response:
+        """``GET /jobs/{id}/review``: images held for their pixels, and what would be blanked."""
+        job = self._found(request)
+        return JSONResponse(review_shown(job, self._review(job)))
+
+    def held_picture(self, request: Request) -> Response:
+        """``GET /jobs/{id}/review/{image}-{frame}.png``: as it would leave; both count from 1.
+
+        Drawn from Orthanc's copy each time and kept nowhere.
+        """
+        job = self._found(request)
+        review = self._review(job)
+        number, frame = request.path_params["image"], request.path_params["frame"]
+        try:
+            if number < 1:
+                raise IndexError("images count from 1")
+            image = review.images[number - 1]
+            data = self.orthanc.instance_file(job.instance_ids[image.number - 1])
+            png = picture_of(image, data, frame - 1)
+        except IndexError:
+            raise Refused(404, "There is no such picture.", "Reload the page.") from None
+        return Response(png, media_type="image/png", headers={"Cache-Control": "no-store"})
+
+    async def release(self, request: Request) -> Response:
+        """``POST /jobs/{id}/release``, ``{"review": digest}``: go on, blanked as it was shown."""
+        asked = await _body(request)
+        return await run_in_threadpool(self._release, self._found(request), asked)
+
+    def _release(self, job: Job, asked: Mapping[str, str]) -> Response:
+        review = self._review(job)
+        if not can_release(job, review):
+            raise Refused(
+                409, "The job is not held for a person to release.", "Reload the page: see why."
+            )
+        if not hmac.compare_digest(asked.get("review", "").encode(), review.digest.encode()):
+            raise Refused(
+                409, "What would be blanked has changed since.", "Reload the page and look again."
+            )
+        job = self.ledger.retry(job.id, {RELEASED: review.digest})
+        log.get().info("images released by a person", job_id=job.id, instances=len(review.images))
+        self.nudge()
+        return JSONResponse(job_shown(job, time.time()))
+
+    def _review(self, job: Job) -> Review:
+        review = read_review(job, self.artifacts)
+        if review is None:
+            raise Refused(
+                404, "No image of this job waits to be looked at.",
+                "Pictures are there while a job is held under the option clean-pixel-data.",
+            )  # fmt: skip
+        return review
 
     def retry(self, request: Request) -> Response:
         """``POST /jobs/{id}/retry``: the step at which it stopped, with fresh attempts."""

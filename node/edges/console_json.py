@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from node.errors import NoMatchingModel
 from node.jobs import UPS_STATES, Attempt, Event, Job, State, StepName, after
 from node.pipeline import STEPS
+from node.pipeline.pixel_review import Review
 
 #: How a person sorts jobs: what waits for something or someone, what goes on, what is over.
 GROUPS = ("stuck", "running", "done")
@@ -19,7 +21,7 @@ _RUNNING = (State.QUEUED, State.RUNNING)
 _ACTIONS = (Event.RETRY, Event.CANCEL)
 
 #: Facts that help a person. The others are for later steps.
-_SHOWN_FACTS = ("instances", "sender", "received_over", "accepted", "proofs")
+_SHOWN_FACTS = ("instances", "sender", "received_over", "accepted", "proofs", "images_released")
 
 
 def group_of(job: Job) -> str:
@@ -62,6 +64,29 @@ def job_shown(job: Job, now: float) -> dict[str, Any]:
         "destinations": list(job.destinations),
         "facts": {name: job.facts[name] for name in _SHOWN_FACTS if name in job.facts},
         "actions": [str(event) for event in _ACTIONS if after(job.state, event) is not None],
+    }
+
+
+def can_release(job: Job, review: Review) -> bool:
+    """Whether the job is held for a person to look, and a person may say that it goes on."""
+    held = job.state is State.QUARANTINED and job.step is StepName.DEIDENTIFY
+    return held and review.releasable
+
+
+def review_shown(job: Job, review: Review) -> dict[str, Any]:
+    """The images that are held for their pixels. Positions of text, never a word of it."""
+    return {
+        "digest": review.digest,
+        "can_release": can_release(job, review),
+        "images": [
+            {
+                "reason": image.reason,
+                "problem": image.problem,
+                "frames": image.frames,
+                "regions": [asdict(region) for region in image.regions],
+            }
+            for image in review.images
+        ],
     }
 
 

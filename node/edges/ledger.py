@@ -308,8 +308,8 @@ class Ledger:
                 for r in tx.execute(query)
             ]
 
-    def retry(self, job_id: str) -> Job:
-        """Start the step at which a job stopped once more, with fresh attempts.
+    def retry(self, job_id: str, facts: Mapping[str, Any] | None = None) -> Job:
+        """Start the step at which a job stopped once more, with fresh attempts and more facts.
 
         What a destination accepted and then did not prove is sent again: a job that stopped in
         ``confirm`` starts at ``deliver``. The objects keep their UIDs, so none is doubled.
@@ -317,12 +317,11 @@ class Ledger:
         job = self.find(job_id)
         unproven = job.step is StepName.CONFIRM and job.state is not State.WAITING
         again: dict[str, Any] = {"step": StepName.DELIVER} if unproven else {}
-        if unproven:
-            sent = ("accepted", "transactions")
-            again["facts"] = {name: fact for name, fact in job.facts.items() if name not in sent}
+        sent = ("accepted", "transactions") if unproven else ()
+        kept = {name: fact for name, fact in job.facts.items() if name not in sent}
         return self._by_person(
             job_id, Event.RETRY, attempt=0, cause="", remedy="", error="",
-            next_try_at=None, wake_at=self._clock(), **again,
+            next_try_at=None, wake_at=self._clock(), facts={**kept, **(facts or {})}, **again,
         )  # fmt: skip
 
     def cancel(self, job_id: str) -> Job:

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from anonymizer.crosswalk import Crosswalk
+from anonymizer.deidentify import OriginalIdentity
+from anonymizer.errors import BurnedInText
 from anonymizer.keys import PseudonymKeys
+from anonymizer.options import Option
 from anonymizer.profile import Policy
+from anonymizer.sealed_crosswalk import seal_crosswalk
 from anonymizer.series import Deidentifier
 from node.jobs import Done, Job
 from node.pipeline.identity_errors import as_node_errors
-from node.pipeline.outbound import crosswalk_record
+from node.pipeline.pixel_review import (
+    HeldImage,
+    deidentified_as_released,
+    examined,
+    held_for_review,
+    refuse_too_many,
+    released_review,
+    store_review,
+)
 from node.ports import Artifacts, Instances, SealedRecords
+
+_OPTION = (
+    "Or let a person release such images in the console, with text blanked: "
+    'options = ["clean-pixel-data", ...] of [deidentify].'
+)
 
 
 def deidentify(
@@ -26,27 +45,56 @@ def deidentify(
     The files are numbered in the order of Orthanc's ids, which says nothing. The crosswalk is
     sealed before the step is done: what reached the compute zone can always be led back.
 
+    An image that is held for its pixels stops the job. Under the option ``clean-pixel-data`` what
+    would have to be blanked is found first, for a person to look at; once a person has released
+    it, such images go on with exactly that blanked.
+
     Facts
     -----
     ``study``: the pseudonymous Study Instance UID, under which the vault keeps the crosswalk.
+    ``crosswalk``: the vault's record type that holds it.
     ``profile``: digest of the de-identification policy.
+    ``epoch``: number of the pseudonym key.
+    ``images_released``: how many images a person has released, if any.
 
     Raises
     ------
     DamagedInstance, Rejected
-        An instance cannot be de-identified.
+        An instance cannot be de-identified, or the study's key was destroyed.
     IdentityUnsafe
-        Pixels may show the patient, or an identifier survived.
+        Pixels may show the patient, an identifier survived, or the vault cannot seal.
     """
     artifacts.delete(f"{job.id}/instances")  # an earlier try may have got half-way
-    originals = []
+    may_release = Option.CLEAN_PIXEL_DATA in policy.options
+    released = released_review(job, artifacts) if may_release else None
+    originals: list[OriginalIdentity] = []
+    held: list[HeldImage] = []
     deidentifier = Deidentifier(policy, keys)
     with as_node_errors():
         for number, (_, data) in enumerate(instances.fetch(job.instance_ids), start=1):
-            made = deidentifier.deidentify(data)
+            try:
+                made = deidentifier.deidentify(data)
+            except BurnedInText as error:
+                if not may_release:
+                    raise BurnedInText(str(error), remedy=f"{error.remedy} {_OPTION}") from None
+                if released is None:
+                    held.append(examined(number, data, str(error), policy, keys))
+                    refuse_too_many(held)
+                    continue
+                made = deidentified_as_released(number, data, released, policy, keys)
             artifacts.put(f"{job.id}/instances/{number:06d}.dcm", made.data)
             originals.append(made.original)
+        if held:
+            artifacts.delete(f"{job.id}/instances")
+            raise held_for_review(store_review(job, held, artifacts))
         crosswalk = Crosswalk.collect(originals)
-        study = crosswalk.pseudonymous_study_instance_uid
-        vault.seal(study, crosswalk_record(job), crosswalk.to_bytes())
-    return Done({"study": study, "profile": crosswalk.profile_digest})
+        sealed = seal_crosswalk(vault, crosswalk, epoch=keys.epoch)
+    facts: dict[str, Any] = {
+        "study": sealed.study,
+        "crosswalk": sealed.record,
+        "profile": crosswalk.profile_digest,
+        "epoch": keys.epoch,
+    }
+    if released is not None:
+        facts["images_released"] = len(released.images)
+    return Done(facts)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from node import log
 from node.errors import DeliveryRefused, Unavailable
 from node.jobs import Done, Job, NotYet
+from node.pipeline.identity_errors import as_node_errors
 from node.pipeline.outbound import destinations_of, outbound_record, results_of
 from node.ports import Pacs, SealedRecords
 
@@ -30,9 +31,12 @@ def deliver(
     ------
     DeliveryRefused
         A destination answered with a status that a retry cannot change (PS3.4 B.2.3).
+    IdentityUnsafe, Rejected
+        The vault does not open, or the study's key was destroyed.
     """
     study = job.facts["study"]
-    objects = [vault.open(study, outbound_record(job, result)) for result in results_of(job)]
+    with as_node_errors():
+        objects = [vault.open(study, outbound_record(job, result)) for result in results_of(job)]
     accepted = list(job.facts.get("accepted", ()))
     down: Unavailable | None = None
     for name in destinations_of(job, senders):

@@ -24,11 +24,6 @@ def results_of(job: Job) -> list[Result]:
     return [Result(**plain) for plain in job.facts["results"]]
 
 
-def crosswalk_record(job: Job) -> str:
-    """The vault's record type that holds the job's crosswalk."""
-    return f"crosswalk-{job.id}"
-
-
 def outbound_record(job: Job, result: Result) -> str:
     """The vault's record type that holds a re-identified result until it is proven delivered."""
     return f"outbound-{job.id}-{result.name}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from anonymizer.crosswalk import Crosswalk
 from anonymizer.reidentify import check_released, reidentify_object
+from anonymizer.sealed_crosswalk import Sealed, open_crosswalk
 from node.jobs import Done, Job
 from node.pipeline.identity_errors import as_node_errors
-from node.pipeline.outbound import crosswalk_record, outbound_record, results_of
+from node.pipeline.outbound import outbound_record, results_of
 from node.ports import Artifacts, SealedRecords
 
 
@@ -16,14 +17,19 @@ def reidentify(job: Job, *, artifacts: Artifacts, vault: SealedRecords) -> Done:
     Raises
     ------
     IdentityUnsafe
-        A reference does not resolve in the original study, or a pseudonym remains.
+        A reference does not resolve in the original study, a pseudonym remains, or the vault does
+        not open.
+    Rejected
+        The study's key was destroyed.
     """
     with as_node_errors():
         crosswalk = _crosswalk(job, vault)
-        for result in results_of(job):
+        results = results_of(job)
+        siblings = frozenset(result.sop_instance_uid for result in results)
+        for result in results:
             pseudonymous = artifacts.get(f"{job.id}/results/{result.name}.dcm")
             released = reidentify_object(pseudonymous, crosswalk)
-            check_released(released, crosswalk)
+            check_released(released, crosswalk, siblings=siblings)
             vault.seal(job.facts["study"], outbound_record(job, result), released)
     return Done()
 
@@ -35,4 +41,5 @@ def original_study_instance_uid(job: Job, *, vault: SealedRecords) -> str:
 
 
 def _crosswalk(job: Job, vault: SealedRecords) -> Crosswalk:
-    return Crosswalk.from_bytes(vault.open(job.facts["study"], crosswalk_record(job)))
+    sealed = Sealed(job.facts["study"], job.facts["crosswalk"])
+    return open_crosswalk(vault, sealed).crosswalk

@@ -37,7 +37,9 @@ ALLOWED = tuple(
         ("GET", r"/jobs"),
         ("GET", r"/jobs/[0-9a-f]{32}"),
         ("GET", r"/jobs/[0-9a-f]{32}/overlay\.png"),
-        ("POST", r"/jobs/[0-9a-f]{32}/(retry|cancel)"),
+        ("GET", r"/jobs/[0-9a-f]{32}/review"),
+        ("GET", r"/jobs/[0-9a-f]{32}/review/[0-9]{1,4}-[0-9]{1,4}\.png"),
+        ("POST", r"/jobs/[0-9a-f]{32}/(retry|cancel|release)"),
         ("GET", r"/models"),
         ("POST", r"/studies/[0-9a-f]{8}(-[0-9a-f]{8}){4}/process"),
     )

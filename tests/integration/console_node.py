@@ -88,9 +88,14 @@ class ConsoleNode:
         headers = {"Authorization": f"Bearer {self.token}"}
         return httpx.request(method, self.url + path, headers=headers, timeout=30, **keywords)
 
-    def job(self, study_id: str = "study", step: StepName = StepName.RECEIVE) -> Job:
-        """A new job that a worker runs at ``step``."""
-        job = self.ledger.open_jobs(secrets.token_hex(8), study_id, ["instance"])
+    def job(
+        self,
+        study_id: str = "study",
+        step: StepName = StepName.RECEIVE,
+        instance_id: str = "instance",
+    ) -> Job:
+        """A new job of one instance that a worker runs at ``step``."""
+        job = self.ledger.open_jobs(secrets.token_hex(8), study_id, [instance_id])
         assert job is not None
         for name in StepName:
             claimed = self.ledger.claim(job.id, name, 600)

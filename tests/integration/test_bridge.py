@@ -14,15 +14,23 @@ from io import BytesIO
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from console_node import ConsoleNode
+from PIL import Image
 from pydicom import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from anonymizer import PseudonymKeys
+from anonymizer.options import Option
+from anonymizer.profile import profile_with
 from node.edges.orthanc import Orthanc
 from node.edges.orthanc_config import DicomPeer
-from node.jobs import State
+from node.jobs import Event, State, StepName
+from node.pipeline.pixel_review import examined, store_review
+from tests.identified_ct import part10
 from tests.orthanc_server import OrthancServer, free_port
+from tests.unit.test_anonymizer_pixel_cleaning import drawn_image
 
 OURS = {"X-Segnode-Console": "1"}
 PATIENT = "Sentinel^Bridge"
@@ -280,6 +288,39 @@ def test_a_study_that_orthanc_has_not_makes_no_job(orthanc: OrthancServer) -> No
     answer = orthanc.post(path, headers=OURS, json={"model": "lungs"})
     assert answer.status_code in (404, 422)
     assert answer.json()["remedy"]
+
+
+def test_a_held_image_is_shown_and_released_through_orthanc(
+    orthanc: OrthancServer, node: ConsoleNode
+) -> None:
+    """The picture is drawn from Orthanc's copy and kept by nobody; our page lets it go."""
+    instance = part10(drawn_image(SOPInstanceUID=generate_uid()))
+    instance_id = orthanc.upload(instance)
+    job = node.job(step=StepName.DEIDENTIFY, instance_id=instance_id)
+    policy = profile_with(frozenset({Option.CLEAN_PIXEL_DATA}))
+    image = examined(1, instance, "why", policy, PseudonymKeys.from_secret(bytes(32)))
+    review = store_review(job, [image], node.artifacts)
+    node.ledger.end(job, Event.QUARANTINE, cause="c", remedy="r", error="IdentityUnsafe")
+    path = f"/segnode/api/jobs/{job.id}"
+    shown = orthanc.get(f"{path}/review").json()
+    assert (shown["can_release"], shown["digest"]) == (True, review.digest)
+    picture = orthanc.get(f"{path}/review/1-1.png")
+    assert picture.headers["content-type"] == "image/png"
+    assert picture.headers["cache-control"] == "no-store"
+    [region] = image.regions
+    pixels = np.asarray(Image.open(BytesIO(picture.content)))
+    inside = pixels[region.top : region.bottom, region.left : region.right]
+    assert not (inside > 240).all(axis=-1).any()
+    assert node.artifacts.names(f"{job.id}/") == [f"{job.id}/review.json"]
+    assert orthanc.get(f"{path}/review/2-1.png").status_code == 404
+    assert orthanc.get(f"{path}/review/0-1.png").status_code == 404
+    assert orthanc.get(f"{path}/review/1-2.png").status_code == 404
+    assert httpx.get(f"{orthanc.url}{path}/review/1-1.png").status_code == 401
+    body = {"review": review.digest}
+    assert orthanc.post(f"{path}/release", json=body).status_code == 403
+    assert node.reread(job).state is State.QUARANTINED
+    answer = orthanc.post(f"{path}/release", headers=OURS, json=body)
+    assert (answer.status_code, answer.json()["state"]) == (200, State.QUEUED)
 
 
 class _Links(HTMLParser):

@@ -10,13 +10,18 @@ import httpx
 import pytest
 from console_node import ConsoleNode
 
-from node.jobs import TRANSITIONS, Event, StepName
+from anonymizer.pixel_cleaning import Region
+from node.jobs import TRANSITIONS, Event, Job, StepName
+from node.pipeline.pixel_review import HeldImage, Review, store_review
 
 CALLS = [
     ("POST", "/nudge"),
     ("GET", "/jobs"),
     ("GET", "/jobs/{id}"),
     ("GET", "/jobs/{id}/overlay.png"),
+    ("GET", "/jobs/{id}/review"),
+    ("GET", "/jobs/{id}/review/1-1.png"),
+    ("POST", "/jobs/{id}/release"),
     ("POST", "/jobs/{id}/retry"),
     ("POST", "/jobs/{id}/cancel"),
     ("GET", "/models"),
@@ -162,11 +167,20 @@ def test_what_is_not_possible_is_refused_with_words(node: ConsoleNode) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", ""), ("GET", "/overlay.png"), ("POST", "/retry"), ("POST", "/cancel")],
+    [
+        ("GET", ""),
+        ("GET", "/overlay.png"),
+        ("GET", "/review"),
+        ("GET", "/review/1-1.png"),
+        ("POST", "/release"),
+        ("POST", "/retry"),
+        ("POST", "/cancel"),
+    ],
 )
 def test_a_job_that_does_not_exist_is_404(node: ConsoleNode, method: str, path: str) -> None:
     """With words that say where to look."""
-    answer = node.call(method, f"/jobs/{'0' * 32}{path}")
+    body = b"{}" if method == "POST" else None
+    answer = node.call(method, f"/jobs/{'0' * 32}{path}", content=body)
     assert answer.status_code == 404
     assert "segnode jobs" in answer.json()["remedy"]
 
@@ -211,3 +225,84 @@ def test_models_and_destinations_to_choose_from(node: ConsoleNode) -> None:
         {"name": "brain", "version": "1.2.3", "modality": "MR"},
     ]
     assert offered["destinations"] == ["sender", "pacs"]
+
+
+# -- images held for their pixels ------------------------------------------------------------------
+
+
+def held_job(node: ConsoleNode, problem: str = "") -> tuple[Job, Review]:
+    """A job that step deidentify has held, with what a person has to look at."""
+    job = node.job(step=StepName.DEIDENTIFY)
+    region = Region(1, 2, 30, 12, "text, read by OCR")
+    image = HeldImage(1, "Image Type (0008,0008) is LOCALIZER", problem, 1, (region,))
+    review = store_review(job, [image], node.artifacts)
+    node.ledger.end(job, Event.QUARANTINE, cause="c", remedy="r", error="IdentityUnsafe")
+    return node.reread(job), review
+
+
+def test_a_held_job_says_why_and_what_would_be_blanked(node: ConsoleNode) -> None:
+    """Reason, rectangle and rule of each image, and the digest that a release has to name."""
+    job, review = held_job(node)
+    assert node.call("GET", f"/jobs/{job.id}").json()["review"] is True
+    shown = node.call("GET", f"/jobs/{job.id}/review").json()
+    assert (shown["digest"], shown["can_release"]) == (review.digest, True)
+    [image] = shown["images"]
+    assert image["reason"] == "Image Type (0008,0008) is LOCALIZER"
+    assert image["regions"] == [
+        {"left": 1, "top": 2, "right": 30, "bottom": 12, "rule": "text, read by OCR"}
+    ]
+
+
+def test_a_job_with_nothing_to_look_at_says_so(node: ConsoleNode) -> None:
+    """404 with words, and the page does not ask for pictures."""
+    job = node.failed_job()
+    assert node.call("GET", f"/jobs/{job.id}").json()["review"] is False
+    for method, path in (("GET", "review"), ("GET", "review/1-1.png"), ("POST", "release")):
+        answer = node.call(method, f"/jobs/{job.id}/{path}", content=b"{}")
+        assert answer.status_code == 404
+        assert answer.json()["remedy"]
+
+
+def test_a_release_queues_the_job_with_the_digest_that_was_seen(node: ConsoleNode) -> None:
+    """Step deidentify runs again and finds what was released; a second release is refused."""
+    job, review = held_job(node)
+    body = {"review": review.digest}
+    answer = node.call("POST", f"/jobs/{job.id}/release", json=body)
+    assert (answer.status_code, answer.json()["state"], node.nudges) == (200, "queued", 1)
+    released = node.reread(job)
+    assert (released.step, released.facts["released"]) == (StepName.DEIDENTIFY, review.digest)
+    assert released.facts["instances"] == 1
+    assert node.call("POST", f"/jobs/{job.id}/release", json=body).status_code == 409
+
+
+@pytest.mark.parametrize("body", [{}, {"review": ""}, {"review": "0" * 64}, {"review": "é"}])
+def test_nothing_is_released_that_was_not_seen(node: ConsoleNode, body: dict[str, str]) -> None:
+    """Another digest: 409, and the job is held as before."""
+    job, _ = held_job(node)
+    answer = node.call("POST", f"/jobs/{job.id}/release", json=body)
+    assert answer.status_code == 409
+    assert "look again" in answer.json()["remedy"]
+    assert node.reread(job) == job
+
+
+def test_a_job_with_a_problem_cannot_be_released(node: ConsoleNode) -> None:
+    """Even with the right digest."""
+    job, review = held_job(node, problem="Text can still be read")
+    assert node.call("GET", f"/jobs/{job.id}/review").json()["can_release"] is False
+    answer = node.call("POST", f"/jobs/{job.id}/release", json={"review": review.digest})
+    assert answer.status_code == 409
+    assert node.reread(job) == job
+
+
+def test_a_job_held_at_another_step_cannot_be_released(node: ConsoleNode) -> None:
+    """A result in quarantine is nothing that a look at its pixels settles."""
+    job, review = held_job(node)
+    node.ledger.retry(job.id)
+    for step in (StepName.DEIDENTIFY, StepName.INFER):
+        claimed = node.ledger.claim(job.id, step, 600)
+        assert claimed is not None
+        if step is StepName.DEIDENTIFY:
+            node.ledger.finish(claimed, {})
+    node.ledger.end(claimed, Event.QUARANTINE, cause="c", remedy="r", error="e")
+    answer = node.call("POST", f"/jobs/{job.id}/release", json={"review": review.digest})
+    assert answer.status_code == 409

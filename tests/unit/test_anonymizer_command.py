@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pydicom
+import pytest
 
 from anonymizer import Crosswalk, FolderRecords, Keyring, Vault, read_key_file
 from tests.identified_ct import (
@@ -14,8 +15,14 @@ from tests.identified_ct import (
     SECRETS,
     SERIES,
     ct_bytes,
+    ct_instance,
     ct_with_planted_identity,
+    part10,
 )
+from tests.slice_series import slice_of_series
+
+HEAD_CT = Path(__file__).parents[3] / "shared" / "data" / "head_ct_mr_sr_adit_1005"
+REASONS = ("BurnedInText", "ResidualIdentifier", "Unreadable", "Unsupported", "Rejected")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -27,6 +34,12 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         check=False,
         cwd=Path(__file__).parents[2],
     )
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """The rows of the printed table: outcome, how or why not, files."""
+    lines = [line for line in table.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
 
 
 def folder_of(path: Path, **instances: bytes) -> Path:
@@ -94,3 +107,90 @@ def test_wrong_recipe_stops_before_anything_is_read(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "Line 3" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_two_series_in_one_folder_stay_two(tmp_path: Path) -> None:
+    """Slices of two series that lie mixed: two folders, most made from what others had taught."""
+    slices = {
+        f"{number:02d}": part10(slice_of_series(number, SeriesInstanceUID=f"{SERIES}.{number % 2}"))
+        for number in range(1, 21)
+    }
+    source = folder_of(tmp_path / "in", **slices)
+    vault = tmp_path / "vault"
+    result = run(source, tmp_path / "out", "--vault", vault)
+    assert result.returncode == 0, result.stderr
+    folders = {path.parent for path in (tmp_path / "out").rglob("*.dcm")}
+    assert sorted(len(list(folder.iterdir())) for folder in folders) == [10, 10]
+    assert len({folder.parent for folder in folders}) == 1, "one study"
+    fast = [int(count) for _, way, count in rows_of(result.stdout) if way.startswith("fast")]
+    assert sum(fast) >= 10
+    keyring = Keyring("file", {"file": read_key_file(tmp_path / "vault.key")})
+    opened = Vault(FolderRecords(vault), keyring)
+    for folder in folders:
+        sealed = opened.open(folder.parent.name, f"crosswalk-{folder.name}")
+        assert len(Crosswalk.from_bytes(sealed).instances) == 10
+
+
+def test_series_comes_out_as_each_instance_alone(tmp_path: Path) -> None:
+    """The command's memory changes no byte: folders of one instance each give the same files."""
+    key = tmp_path / "key"
+    slices = {f"{number:02d}": part10(slice_of_series(number)) for number in range(1, 5)}
+    assert (
+        run(folder_of(tmp_path / "all", **slices), tmp_path / "out", "--key", key).returncode == 0
+    )
+    together = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.dcm")}
+    assert len(together) == 4
+    for name, data in slices.items():
+        source, out = folder_of(tmp_path / f"in{name}", one=data), tmp_path / f"out{name}"
+        assert run(source, out, "--key", key).returncode == 0
+        (alone,) = out.rglob("*.dcm")
+        assert together[alone.name] == alone.read_bytes()
+
+
+def test_copies_are_written_once_and_another_of_the_same_uid_is_refused(tmp_path: Path) -> None:
+    """Two files of one instance are one; two instances of one UID are an error."""
+    other = ct_instance(1)
+    other.KVP = "140"
+    source = folder_of(tmp_path / "in", a=ct_bytes(1), b=ct_bytes(1), c=part10(other))
+    result = run(source, tmp_path / "out")
+    assert result.returncode == 1
+    assert "copy" in result.stdout
+    assert "SOP Instance UID" in result.stdout
+    (written,) = (tmp_path / "out").rglob("*.dcm")
+    assert pydicom.dcmread(written).KVP == 120
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "same", "inside"])
+def test_folders_that_cannot_be_meant_are_refused(tmp_path: Path, name: str) -> None:
+    """Status 2 and a reason; nothing is written."""
+    source = tmp_path / "in"
+    if name != "missing":
+        source.mkdir()
+    if name in ("same", "inside"):
+        (source / "a").write_bytes(ct_bytes())
+    out = {"same": source, "inside": source / "out"}.get(name, tmp_path / "out")
+    result = run(source, out)
+    assert result.returncode == 2
+    assert "IN" in result.stderr
+    assert not list(tmp_path.rglob("*.dcm"))
+
+
+@pytest.mark.skipif(not HEAD_CT.is_dir(), reason="needs ../shared/data")
+def test_real_files_of_several_kinds(tmp_path: Path) -> None:
+    """A study of CT, MR and SR from a scanner: all are counted, and what is written opens."""
+    result = run(HEAD_CT, tmp_path / "out")
+    files = [path for path in HEAD_CT.rglob("*") if path.is_file()]
+    written = list((tmp_path / "out").rglob("*.dcm"))
+    assert written
+    assert result.returncode == (0 if len(written) == len(files) else 1)
+    for path in written:
+        assert pydicom.dcmread(path).PatientIdentityRemoved == "YES"
+    rows = rows_of(result.stdout)
+    passed = sum(int(count) for kind, _, count in rows if kind == "de-identified")
+    assert passed == len(written)
+    assert ["written", "7 series", str(len(written))] in rows
+    refused = [(kind, count) for kind, _, count in rows if count and kind in REASONS]
+    assert sum(int(count) for _, count in refused) == len(files) - len(written)
+    assert {"BurnedInText", "Unreadable"} <= dict(refused).keys()
+    assert result.stdout.splitlines()[-1].split()[0] == "profile"
+    assert len(result.stdout.splitlines()[-1].split()[1]) == 64

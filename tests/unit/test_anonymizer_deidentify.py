@@ -163,6 +163,32 @@ def test_value_disguised_under_another_vr_is_not_kept() -> None:
     assert "SliceThickness" not in deidentified(part10(ds))
 
 
+@pytest.mark.parametrize("keyword", ["SeriesNumber", "AcquisitionNumber", "InstanceNumber"])
+def test_patient_id_in_a_label_is_replaced_and_the_image_stays(keyword: str) -> None:
+    """Six digits by which the patient is known are no count: 0 stands in for them."""
+    data = ct_bytes(PatientID="123456", StudyID="123456", **{keyword: "123456"})
+    assert deidentified(data)[keyword].value == 0
+    assert b"123456" not in deidentify_instance(data, basic_policy(), KEYS).header
+    other = deidentified(ct_bytes(StudyID="123457", **{keyword: "123456"}))
+    assert other[keyword].value == 123456
+
+
+def test_patient_id_in_a_number_that_measures_holds_the_instance() -> None:
+    """Nothing is made up in the place of a slope: a person looks at it."""
+    with pytest.raises(ResidualIdentifier, match="RescaleSlope"):
+        deidentified(ct_bytes(StudyID="123456", RescaleSlope="123456"))
+
+
+def test_short_number_is_chance_in_a_number_and_telling_in_text() -> None:
+    """Five digits: a series number stays, a whole word in text that would stay goes."""
+    ds = deidentified(
+        ct_bytes(StudyID="12345", SeriesNumber="12345", SoftwareVersions=["v1", "for 12345"])
+    )
+    assert ds.SeriesNumber == 12345
+    assert "12345" not in str(ds.get("SoftwareVersions"))
+    assert "ConvolutionKernel" in ds
+
+
 def test_text_in_a_number_is_not_kept() -> None:
     """A decimal string that is no number goes, though the attribute is kept."""
     ds = ct_instance()

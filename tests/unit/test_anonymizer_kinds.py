@@ -93,6 +93,40 @@ def test_a_report_keeps_its_tree_and_loses_its_text() -> None:
     assert named.ReferencedSOPClassUID == CTImageStorage
 
 
+def test_a_report_does_not_say_who_its_subject_is() -> None:
+    """Birth date, sex and age are items of a number, a code and a date (PS3.15 Table E.1-2)."""
+    subject = [
+        item(RelationshipType="HAS OBS CONTEXT", ValueType="DATE", Date="19470812",
+             ConceptNameCodeSequence=code("121031", "DCM", "Subject Birth Date")),
+        item(RelationshipType="HAS OBS CONTEXT", ValueType="CODE",
+             ConceptNameCodeSequence=code("121032", "DCM", "Subject Sex"),
+             ConceptCodeSequence=code("F", "DCM", "Female")),
+        item(RelationshipType="HAS OBS CONTEXT", ValueType="NUM",
+             ConceptNameCodeSequence=code("121033", "DCM", "Subject Age"),
+             MeasuredValueSequence=Sequence([item(NumericValue="97",
+                 MeasurementUnitsCodeSequence=code("a", "UCUM", "year"))])),
+        item(RelationshipType="HAS OBS CONTEXT", ValueType="PNAME", PersonName="Quillon^Q",
+             ConceptNameCodeSequence=code("121029", "DCM", "Subject Name")),
+    ]  # fmt: skip
+    volume = item(
+        RelationshipType="CONTAINS", ValueType="NUM",
+        ConceptNameCodeSequence=code("118565006", "SCT", "Volume"),
+        MeasuredValueSequence=Sequence([item(NumericValue="97",
+            MeasurementUnitsCodeSequence=code("cm3", "UCUM", "cm3"))]),
+    )  # fmt: skip
+    ds = deidentified(
+        without_pixels(
+            Comprehensive3DSRStorage, Modality="SR", ValueType="CONTAINER",
+            ContinuityOfContent="SEPARATE", ContentSequence=Sequence([*subject, volume]),
+            ConceptNameCodeSequence=code("126000", "DCM", "Imaging Measurement Report"),
+        )
+    )  # fmt: skip
+    left = [node.ConceptNameCodeSequence[0].CodeMeaning for node in ds.ContentSequence]
+    assert left == ["Subject Name", "Volume"]
+    assert ds.ContentSequence[0].PersonName == "ANON^"
+    assert ds.ContentSequence[1].MeasuredValueSequence[0].NumericValue == 97
+
+
 def test_tracking_uid_of_a_segment_is_that_of_the_report() -> None:
     """SEG TrackingUID and the SR's UIDREF name one finding before and after."""
     segment = item(SegmentNumber=1, SegmentLabel="Lung", TrackingUID=TRACKING, TrackingID="x")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
 from pydicom.uid import CTImageStorage, PositronEmissionTomographyImageStorage
 
+from anonymizer import profile
 from anonymizer.errors import Unsupported
 from anonymizer.profile import (
     BULK_VRS,
@@ -17,6 +20,7 @@ from anonymizer.profile import (
     Action,
     basic_policy,
     patient_study_attributes,
+    profile_with,
     supported_sop_classes,
 )
 
@@ -102,6 +106,24 @@ def test_digest_names_the_policy_and_its_edition_is_stated() -> None:
     assert "2026c" in basic_policy().edition
 
 
+def test_compiled_table_cannot_be_changed() -> None:
+    """What a digest names stays what it was."""
+    policy = basic_policy()
+    for table in (policy.codes, policy.for_sop_class(CTImageStorage).actions):
+        with pytest.raises(TypeError):
+            table[0x00100010] = "K"  # type: ignore[index]
+
+
+def test_no_time_stays_without_a_dates_option() -> None:
+    """Times that the table does not list go as its own do; with shifted dates they stay."""
+    times = [t for t, entry in DicomDictionary.items() if entry[0] == "TM" and t >> 16 >= 8]
+    assert len(times) >= 50
+    none = profile_with(frozenset()).for_sop_class(CTImageStorage)
+    kept = [keyword_for_tag(t) for t in times if none.action(0, t) is Action.KEEP]
+    assert kept == []
+    assert sum(action(t) is Action.KEEP for t in times) >= 45  # not the time of birth
+
+
 def test_patient_and_study_modules_have_what_ps3_3_lists() -> None:
     """Type 2 attributes of the two mandatory modules; optional modules demand nothing."""
     shared = {keyword_for_tag(tag): kind for tag, kind in patient_study_attributes().items()}
@@ -120,3 +142,15 @@ def test_coded_entries_are_kept_only_inside_sequences() -> None:
     for tag in CODED_ENTRY:
         assert policy.action(0, tag) is Action.REMOVE
         assert policy.action(0x00082218, tag) is Action.KEEP
+
+
+@pytest.mark.parametrize("name", ["CLOSED_LISTS", "KNOWN_SCHEMES", "ENGINE_VERSION"])
+def test_digest_changes_with_the_terms_that_may_stay(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A term more or less in a closed list makes other outputs, so it is another policy."""
+    less = {"CLOSED_LISTS": {}, "KNOWN_SCHEMES": frozenset(), "ENGINE_VERSION": 0}
+    before = basic_policy().digest
+    monkeypatch.setattr(profile, name, less[name])
+    # The digest of a policy is remembered, so a new one is asked.
+    assert dataclasses.replace(basic_policy()).digest != before

@@ -197,28 +197,6 @@ def test_dates_copied_from_the_series_return_and_own_dates_stay() -> None:
     assert after.ContentDate == "20261121"
 
 
-def test_own_text_outside_ascii_is_refused() -> None:
-    """The original's character set might not be able to say it."""
-    seg, crosswalk = usual()
-
-    def relabel(ds: Dataset) -> None:
-        ds.SegmentSequence[0].SegmentLabel = "Lungenflügel"
-
-    with pytest.raises(Unsupported, match="SegmentLabel"):
-        reidentify_object(changed(seg, relabel), crosswalk)
-
-
-def test_private_attributes_of_a_derived_object_do_not_return() -> None:
-    """Nobody can say what they hold."""
-    seg, crosswalk = usual()
-
-    def add_private(ds: Dataset) -> None:
-        ds.private_block(0x0099, "SOMEBODY", create=True).add_new(1, "LO", "anything")
-
-    after = read(reidentify_object(changed(seg, add_private), crosswalk))
-    assert not any(element.tag.is_private for element in after)
-
-
 def test_reidentifying_twice_changes_nothing() -> None:
     """A retry after a crash gives the same bytes."""
     seg, crosswalk = usual()

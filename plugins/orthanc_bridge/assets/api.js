@@ -41,6 +41,10 @@ export const tell = (path, body) =>
 export const pictureUrl = (job) =>
   new URL(`api/jobs/${job.id}/overlay.png?${encodeURIComponent(job.updated_at)}`, SEGNODE).href;
 
+/** One frame of an image that is held, as it would leave; both count from 1. */
+export const heldPictureUrl = (job, image, frame) =>
+  new URL(`api/jobs/${job.id}/review/${image}-${frame}.png`, SEGNODE).href;
+
 export const consoleUrl = (fragment = "") => new URL(`index.html${fragment}`, SEGNODE).href;
 
 export const studyUrl = (studyId) =>

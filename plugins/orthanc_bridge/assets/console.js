@@ -6,6 +6,7 @@ import {
   actions, badge, clock, dicomDate, el, personName, progressBar, reason, show,
   showProblem, stepText, timings,
 } from "./job.js";
+import { review } from "./review.js";
 
 const POLL_MS = 2000;
 const body = document.querySelector("#jobs > tbody");
@@ -95,8 +96,10 @@ class Row {
     const { updated_at: at } = this.job;
     try {
       const detail = await ask(`jobs/${this.id}`);
+      const held = detail.review ? await review(detail, acted) : null;
       this.seen = at;
       show(this.inside, [detail.timings, detail.picture, at], () => [
+        held,
         el("div", {},
           el("h2", {}, "Seconds by step"), timings(detail),
           el("h2", {}, "Job"), el("p", { className: "segnode-soft" }, this.id),
@@ -108,7 +111,7 @@ class Row {
           ? el("a", { href: pictureUrl(detail), target: "_blank", rel: "noopener" },
             el("img", { className: "segnode-picture", src: pictureUrl(detail),
               alt: "Slices of the series with the segmentation drawn over them" }))
-          : el("p", { className: "segnode-soft" }, "No picture of a result yet."),
+          : !held && el("p", { className: "segnode-soft" }, "No picture of a result yet."),
       ]);
     } catch (error) {
       complain(error);

@@ -74,6 +74,11 @@ export function reason(job) {
     lines.push(el("p", {}, `Next try ${inWords(job.next_try_in_s)}.`));
   }
   if (job.remedy) lines.push(el("p", { className: "segnode-remedy" }, `→ ${job.remedy}`));
+  const released = job.facts.images_released;
+  if (released) {
+    const images = released === 1 ? "1 image" : `${released} images`;
+    lines.push(el("p", { className: "segnode-soft" }, `A person released ${images} with text blanked.`));
+  }
   if (job.state === "confirmed") lines.push(el("p", {}, proof(job)));
   return lines;
 }

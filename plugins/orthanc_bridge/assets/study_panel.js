@@ -105,11 +105,15 @@ class StudyPanel {
         el("details", { open: card.times.firstChild?.open ?? false },
           el("summary", { className: "segnode-soft" }, "Times; last change ", clock(job.updated_at)),
           timings(detail)));
-      show(card.picture, detail.picture, () =>
-        detail.picture &&
-        el("a", { href: pictureUrl(job), target: "_blank", rel: "noopener" },
-          el("img", { className: "segnode-picture", src: pictureUrl(job),
-            alt: "Slices of the series with the segmentation drawn over them" })));
+      show(card.picture, [detail.picture, detail.review], () => {
+        if (detail.picture) {
+          return el("a", { href: pictureUrl(job), target: "_blank", rel: "noopener" },
+            el("img", { className: "segnode-picture", src: pictureUrl(job),
+              alt: "Slices of the series with the segmentation drawn over them" }));
+        }
+        return detail.review &&
+          el("a", { href: consoleUrl(`#job-${job.id}`), rel: "external" }, "Look at the held images");
+      });
     }
   }
 
