@@ -18,7 +18,8 @@ from pydicom.uid import (
 
 from node import service, vault_keys
 from node.errors import NodeError
-from node.packages import verified_weights
+from node.runtimes.network import verified_weights
+from node.sdk import CommandManifest
 from node.settings import DicomPeer, Settings
 from node.tables import Finding
 from node.wiring import Hospital
@@ -158,6 +159,9 @@ def _models(hospital: Hospital) -> Iterator[Finding]:
         yield Finding("wrong", "models", str(error), error.remedy)
         return
     for name, manifest in models.items():
+        if isinstance(manifest, CommandManifest):
+            yield Finding("good", f"model {name}", "a program; it is checked where it runs")
+            continue
         try:
             verified_weights(hospital.settings.models_dir / name, manifest)
         except NodeError as error:

@@ -11,7 +11,8 @@
     │   ├── NoMatchingModel           no routing rule wants this series
     │   ├── EmptyResult               the model found nothing to segment
     │   ├── DeliveryRefused           the destination answered with a permanent failure
-    │   └── ModelFault                a model package is missing, altered or broke its contract
+    │   ├── ModelFault                a model package is missing, altered or broke its contract
+    │   └── ProgramFailed             somebody else's program failed, or its labels cannot be used
     ├── Quarantined     it may not leave the node: hold for a person
     │   └── IdentityUnsafe            an identifier would leak, or a reference does not resolve
     ├── NotPossible     a person asked for what a job's state does not allow: nothing changes
@@ -19,6 +20,7 @@
         ├── OrthancUnavailable
         ├── PacsUnavailable
         ├── NotYetProven              delivered, and the destination has not confirmed it yet
+        ├── ProgramInterrupted        somebody else's program was ended, or asks to be run later
         └── OutOfSpace
 
 Retrying on :class:`Unavailable` is the whole retry policy; no handler reads a message.
@@ -94,6 +96,12 @@ class ModelFault(Rejected):
     default_remedy = "Reinstall the model folder and check it with `segnode models`."
 
 
+class ProgramFailed(Rejected):
+    """Somebody else's program failed on this series, or what it wrote cannot be used."""
+
+    default_remedy = "Run the program by hand on such a series; correct it or its model.toml."
+
+
 class Quarantined(NodeError):
     """It may not leave the node: hold it for a person."""
 
@@ -128,6 +136,12 @@ class NotYetProven(Unavailable):
     """The destination has accepted the objects and has not confirmed keeping them."""
 
     default_remedy = "The node asks again by itself; check storage commitment at the destination."
+
+
+class ProgramInterrupted(Unavailable):
+    """Somebody else's program was ended by the system, or asks to be run again later."""
+
+    default_remedy = "The node tries again by itself; check memory and GPU of the compute worker."
 
 
 class OutOfSpace(Unavailable):

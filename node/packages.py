@@ -1,44 +1,49 @@
 """Find, verify and load models by folder and manifest.
 
 Finding reads manifests only and imports no torch: the hospital side does it too. Loading verifies
-the SHA-256 of the weights before it opens them, and never unpickles.
+the SHA-256 of the weights before anything is computed with them, never unpickles, and chooses what
+runs the network: a GPU, else OpenVINO, else PyTorch. Every choice is held against the model's
+reference vector on the machine that it is made on.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
+import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
-from node.errors import ModelFault
-from node.imaging.components import keep_large_components
-from node.imaging.intensity import window
-from node.imaging.pixels import AIR_HU
-from node.imaging.resample import PlaneGrid, grid_on_body, patient_orientation
-from node.imaging.sliding_window import context_offset, slabs
+from node import log
+from node.errors import ModelFault, NodeError
+from node.foreign.model import CommandModel, load_command_model
+from node.radiographs import RadiographModel
+from node.reference import Labels, Reference, agreement, read_reference
+from node.runtimes import Precision, Runtime, openvino_cpu
+from node.runtimes.exports import Export, find_export, is_exported, keep_export
+from node.runtimes.mirrored import Mirrored
+from node.runtimes.network import load_network, verified_weights
 from node.sdk import (
     MANIFEST_NAME,
-    NETWORK_NAME,
-    WEIGHTS_NAME,
-    LabelMap,
+    CommandManifest,
     ModelManifest,
-    Progress,
-    Volume,
+    Radiograph,
+    RadiographManifest,
+    WithWeights,
     read_manifest,
 )
+from node.segmentation import VolumeModel
 
-if TYPE_CHECKING:
-    import torch
+SAME_DICE = 0.9999
+"""Two runtimes that compute in float32 agree at least so well on the reference vector."""
+REDUCED_DICE = 0.998
+"""So does a reduced precision with float32, or it is not used."""
 
-BATCH_SLICES = 4
-"""Slices per forward pass; more changes little on a CPU and costs memory."""
+NetworkModel = VolumeModel | RadiographModel
+Model = NetworkModel | CommandModel
+"""Ready to segment."""
+
+EngineChoice = Literal["auto", "openvino", "torch"]
 
 
 def find_models(models_dir: Path) -> dict[str, ModelManifest]:
@@ -58,81 +63,32 @@ def find_models(models_dir: Path) -> dict[str, ModelManifest]:
     return {folder.name: read_manifest(folder) for folder in folders}
 
 
-@dataclass(frozen=True)
-class Model:
-    """A verified, loaded model, ready to segment. Not for sharing between threads."""
-
-    manifest: ModelManifest
-    network: torch.nn.Module
-
-    def segment(self, volume: Volume, on_progress: Progress = lambda share: None) -> LabelMap:
-        """Label every voxel of a volume; deterministic on one machine.
-
-        The volume is turned to patient axes by its affine, sampled on the network's grid, labelled
-        slab by slab, and the class scores are brought back to the source grid before the largest
-        is taken, so that edges follow the source's pixels.
-
-        Raises
-        ------
-        ModelFault
-            The network's output is not (slices, segments + 1, size, size).
-        """
-        preprocessing = self.manifest.preprocessing
-        orientation = patient_orientation(volume.affine)
-        array = orientation.apply(volume.array)
-        slices_mm, rows_mm, columns_mm = (volume.spacing_mm[axis] for axis in orientation.axes)
-        grid = grid_on_body(
-            array,
-            (slices_mm, rows_mm, columns_mm),
-            preprocessing.in_plane_size,
-            preprocessing.in_plane_spacing_mm,
-            preprocessing.body_above_hu,
-        )
-        planes = window(grid.from_source(array, AIR_HU), *preprocessing.window_hu)
-        offset = context_offset(slices_mm, preprocessing.context_mm)
-        labels = np.zeros(array.shape, np.uint8)
-        for where, scores in self._scores(planes, offset):
-            labels[where] = _labels_on_source(scores, grid)
-            on_progress(where.stop / len(planes))
-        post = self.manifest.postprocessing
-        labels = keep_large_components(
-            labels,
-            volume.voxel_ml,
-            post.min_component_ml,
-            post.min_component_share,
-            post.min_segment_ml,
-        )
-        return LabelMap(np.ascontiguousarray(orientation.undo(labels)), volume.sop_instance_uids)
-
-    def _scores(
-        self, planes: npt.NDArray[np.float32], offset: int
-    ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-        """Logits (slices, classes, size, size), batch by batch."""
-        import torch
-
-        size = planes.shape[1]
-        classes = len(self.manifest.segments) + 1
-        channels = self.manifest.preprocessing.context_slices
-        for where, batch in slabs(planes, channels, offset, BATCH_SLICES):
-            tensor = torch.from_numpy(batch).contiguous(memory_format=torch.channels_last)
-            with torch.inference_mode():
-                scores = self.network(tensor).numpy()
-            if scores.shape != (len(batch), classes, size, size):
-                raise ModelFault(
-                    f"Model {self.manifest.name}: the network returns shape {scores.shape}, its "
-                    f"manifest promises {(len(batch), classes, size, size)}"
-                )
-            yield where, scores
-
-
 class Models:
     """The models of a compute worker, each loaded once, at its first use."""
 
-    def __init__(self, models_dir: Path, *, threads: int) -> None:
-        """``threads`` is how many torch may use in this process."""
+    def __init__(self, models_dir: Path, *, threads: int, exports: Path | None = None) -> None:
+        """``threads`` of the processor for each model; ``exports`` as in :func:`load_model`."""
         self._models_dir = models_dir
         self._threads = threads
+        self._exports = exports
         self._loaded: dict[str, Model] = {}
+
+    def prepare(self) -> None:
+        """Make the exports that are missing, before a patient waits for them.
+
+        Each in a process of its own: 300 MB of torch do not stay. What cannot be exported is run
+        by torch, so a failure is logged and no more.
+        """
+        if self._exports is None or not openvino_cpu.is_installed() or _gpu_may_be_here():
+            return
+        for name, manifest in find_models(self._models_dir).items():
+            if isinstance(manifest, CommandManifest) or is_exported(self._exports, manifest):
+                continue
+            command = [sys.executable, "-m", "node.packages"]
+            command += [str(self._models_dir / name), str(self._exports)]
+            done = subprocess.run(command, capture_output=True, check=False)
+            if done.returncode != 0:
+                log.get().warning("model not exported", model=name, status=done.returncode)
 
     def loaded(self, name: str, digest: str) -> Model:
         """The model ``name``, whose digest must be the one that the job was made for.
@@ -151,102 +107,191 @@ class Models:
             )
         model = self._loaded.get(name)
         if model is None or model.manifest.digest != digest:
-            import torch
-
-            torch.set_num_threads(self._threads)
-            model = self._loaded[name] = load_model(folder)
+            model = load_model(folder, threads=self._threads, exports=self._exports)
+            self._loaded[name] = model
         return model
 
 
-def load_model(folder: Path) -> Model:
-    """Verify and load one model folder; imports torch.
+def load_model(
+    folder: Path,
+    *,
+    threads: int = 1,
+    exports: Path | None = None,
+    engine: EngineChoice = "auto",
+) -> Model:
+    """Verify one model folder and make it ready.
+
+    Parameters
+    ----------
+    threads
+        Of the processor.
+    exports
+        Folder in which exports for OpenVINO are kept; without it OpenVINO is not used.
+    engine
+        ``auto`` is the fastest that gives the model's own labels on this machine.
 
     Raises
     ------
     ModelFault
-        The manifest is wrong, the weights are missing or not those of the manifest, or the network
-        code does not build a network that takes them.
+        The manifest is wrong, the weights are missing or not those of the manifest, the network
+        code does not build a network that takes them, or nothing here can run it.
     """
     manifest = read_manifest(folder)
-    weights = verified_weights(folder, manifest)
-    import_torchvision()
-    import safetensors
-    import safetensors.torch
-    import torch
+    if isinstance(manifest, CommandManifest):
+        return load_command_model(folder, manifest, threads=threads)
+    return load_network_model(folder, manifest, threads=threads, exports=exports, engine=engine)
 
-    try:
-        network: torch.nn.Module = _network_module(folder, manifest).build_network(
-            manifest.preprocessing.context_slices, len(manifest.segments) + 1
-        )
-        network.load_state_dict(safetensors.torch.load(weights))
-    except (AttributeError, TypeError, ImportError, SyntaxError) as error:
-        raise ModelFault(f"Model {folder.name}: {NETWORK_NAME} does not build: {error}") from error
-    except (RuntimeError, safetensors.SafetensorError) as error:
+
+def load_network_model(
+    folder: Path,
+    manifest: WithWeights,
+    *,
+    threads: int = 1,
+    exports: Path | None = None,
+    engine: EngineChoice = "auto",
+) -> NetworkModel:
+    """See :func:`load_model`."""
+    verified_weights(folder, manifest)
+    if engine == "auto" and _gpu_may_be_here() and (model := on_gpu(folder, manifest)):
+        return model
+    if engine != "torch" and exports is not None and openvino_cpu.is_installed():
+        try:
+            return _on_openvino(folder, manifest, threads, exports)
+        except NodeError as error:
+            if engine == "openvino":
+                raise
+            log.get().warning("torch instead of OpenVINO", model=folder.name, error=str(error))
+    if engine == "openvino":
         raise ModelFault(
-            f"Model {folder.name}: {WEIGHTS_NAME} does not fit the network of {NETWORK_NAME}"
-        ) from error
-    network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Model(manifest, network)
+            "OpenVINO is not installed, or has no folder for its exports",
+            remedy="pip install 'segnode[compute]'",
+        )
+    return on_torch(folder, manifest, threads)
 
 
-def import_torchvision() -> None:
-    """Import torchvision, which segmentation_models_pytorch needs through timm and never calls.
+def on_torch(folder: Path, manifest: WithWeights, threads: int) -> NetworkModel:
+    """The model on the processor in PyTorch, float32: what everything else is compared with."""
+    _require_torch(folder)
+    from node.runtimes.pytorch import TorchCpu
 
-    PyPI's torchvision is built against PyPI's CUDA torch. Beside a CPU torch its C++ operators do
-    not load, and its Python half then fails at import, because it describes (registers fakes for)
-    two operators that do not exist. Declaring their schemas is enough. Only after a failure: where
-    the C++ half does load, a second declaration would end the process.
+    return _model(manifest, TorchCpu(load_network(folder, manifest), threads))
+
+
+def find_or_make_export(folder: Path, manifest: WithWeights, exports: Path) -> Export:
+    """The export that is kept, or a new one; see :func:`make_export`."""
+    return find_export(exports, manifest) or make_export(folder, manifest, exports)
+
+
+def make_export(folder: Path, manifest: WithWeights, exports: Path) -> Export:
+    """Export the network for OpenVINO, with what PyTorch finds in the reference vector.
+
+    Raises
+    ------
+    ModelFault
+        See :func:`load_model`; or the reference vector cannot be read, or OpenVINO cannot take the
+        network.
     """
+    reference = read_reference(folder, manifest)
+    labels = found_in(on_torch(folder, manifest, threads=1), reference)
+    try:
+        return keep_export(exports, manifest, load_network(folder, manifest), labels)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        raise ModelFault(
+            f"Model {folder.name}: OpenVINO cannot export the network ({type(error).__name__})",
+            remedy="PyTorch runs it; nothing else has to be done.",
+        ) from error
+
+
+def on_openvino(
+    manifest: WithWeights, export: Export, precision: Precision, threads: int
+) -> NetworkModel:
+    """The model in OpenVINO, in one precision, unchecked."""
+    runtime = openvino_cpu.OpenVinoCpu(export.xml, export.weights, precision, threads)
+    return _model(manifest, runtime)
+
+
+def found_in(model: NetworkModel, reference: Reference) -> Labels:
+    """What a model labels in a reference vector, whatever its kind."""
+    if isinstance(model, RadiographModel):
+        if not isinstance(reference.case, Radiograph):
+            raise TypeError("a radiograph model has a radiograph as its reference")
+        return model.segment(reference.case).array
+    if isinstance(reference.case, Radiograph):
+        raise TypeError("a volume model has a volume as its reference")
+    return model.segment(reference.case).array
+
+
+def _on_openvino(folder: Path, manifest: WithWeights, threads: int, exports: Path) -> NetworkModel:
+    """bfloat16 where the processor has it and the labels stay the same, else float32."""
+    export = find_or_make_export(folder, manifest, exports)
+    reference = read_reference(folder, manifest)
+    if manifest.inference.reduced_precision and openvino_cpu.computes_bf16():
+        model = on_openvino(manifest, export, "bf16", threads)
+        if agreement(found_in(model, reference), export.torch_labels) >= REDUCED_DICE:
+            return model
+    model = on_openvino(manifest, export, "f32", threads)
+    if agreement(found_in(model, reference), export.torch_labels) < SAME_DICE:
+        raise ModelFault(
+            f"Model {folder.name}: OpenVINO does not find in the reference vector what PyTorch "
+            "finds",
+            remedy="PyTorch runs the model; report it with `segnode models check`.",
+        )
+    return model
+
+
+def on_gpu(folder: Path, manifest: WithWeights) -> NetworkModel | None:
+    """Half precision where the labels stay the same, else float32; None without a usable GPU."""
+    if importlib.util.find_spec("torch") is None:
+        return None
     import torch
 
-    try:
-        import torchvision
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        for operator in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{operator}", schema)
-        import torchvision  # noqa: F401
+    if not torch.cuda.is_available():
+        return None
+    from node.runtimes.pytorch import TorchGpu
+
+    exact = _model(
+        manifest, TorchGpu(load_network(folder, manifest), manifest.slab_shape, half=False)
+    )
+    if not manifest.inference.reduced_precision:
+        return exact
+    reference = read_reference(folder, manifest)
+    half = _model(
+        manifest, TorchGpu(load_network(folder, manifest), manifest.slab_shape, half=True)
+    )
+    alike = agreement(found_in(half, reference), found_in(exact, reference))
+    return half if alike >= REDUCED_DICE else exact
 
 
-def verified_weights(folder: Path, manifest: ModelManifest) -> bytes:
-    """The bytes whose hash was checked are the bytes that are loaded."""
-    try:
-        weights = (folder / WEIGHTS_NAME).read_bytes()
-    except OSError as error:
-        raise ModelFault(f"Model {folder.name}: {WEIGHTS_NAME} cannot be read") from error
-    if hashlib.sha256(weights).hexdigest() != manifest.weights.sha256:
+def _model(manifest: WithWeights, runtime: Runtime) -> NetworkModel:
+    choice = manifest.inference
+    if choice.mirror:
+        runtime = Mirrored(runtime, len(manifest.segments) + 1, choice.mirror_swaps)
+    if isinstance(manifest, RadiographManifest):
+        return RadiographModel(manifest, runtime)
+    return VolumeModel(manifest, runtime)
+
+
+def _gpu_may_be_here() -> bool:
+    """Whether a driver shows a GPU, asked without importing torch: most machines have none."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
+
+
+def _require_torch(folder: Path) -> None:
+    if importlib.util.find_spec("torch") is None:
         raise ModelFault(
-            f"Model {folder.name}: the SHA-256 of {WEIGHTS_NAME} is not the one in "
-            f"{MANIFEST_NAME}; the file is damaged or was altered"
+            f"Model {folder.name}: it is not exported for OpenVINO, and PyTorch is not installed",
+            remedy="Bring the export (`segnode models check` makes it where PyTorch is installed), "
+            "or pip install 'segnode[torch]'.",
         )
-    return weights
 
 
-def _network_module(folder: Path, manifest: ModelManifest) -> Any:
-    """Run ``network.py`` under a private module name, so that no two models collide."""
-    name = f"_segnode_model_{manifest.name}_{manifest.digest[:12]}"
-    specification = importlib.util.spec_from_file_location(name, folder / NETWORK_NAME)
-    if specification is None or specification.loader is None:
-        raise ModelFault(f"Model {folder.name}: {NETWORK_NAME} cannot be read")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    try:
-        specification.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+def _main() -> None:
+    """``python -m node.packages FOLDER EXPORTS``: make one export; see :meth:`Models.prepare`."""
+    folder, exports = Path(sys.argv[1]), Path(sys.argv[2])
+    manifest = read_manifest(folder)
+    if not isinstance(manifest, CommandManifest):
+        make_export(folder, manifest, exports)
 
 
-def _labels_on_source(scores: npt.NDArray[np.float32], grid: PlaneGrid) -> npt.NDArray[np.uint8]:
-    """Largest class per source pixel, shape (slices, rows, columns); background off the grid."""
-    # Scores over background, so that 0 beyond the grid means background.
-    relative = scores[:, 1:] - scores[:, :1]
-    if not (relative > 0).any():
-        return np.zeros((len(scores), *grid.source_shape), np.uint8)
-    on_source = grid.to_source(relative, outside=0.0)
-    best = on_source.argmax(axis=1)
-    found = np.take_along_axis(on_source, best[:, None], axis=1)[:, 0] > 0
-    return np.where(found, best + 1, 0).astype(np.uint8)
+if __name__ == "__main__":
+    _main()

@@ -19,6 +19,7 @@ from anonymizer.keys import PseudonymKeys
 from anonymizer.vault import FolderRecords, Keyring, Vault
 from node.edges.artifacts import FolderArtifacts
 from node.errors import DamagedInstance, NodeError, Rejected
+from node.imaging.decoding import Decoders, decoding_processes
 from node.jobs import BY_HAND, Done, Job, StepName, Wish
 from node.packages import Model, find_models, load_model
 from node.pipeline.deidentify import deidentify
@@ -105,11 +106,16 @@ def process_folder(
             remedy=f"Use one of: {', '.join(models) or 'none is installed'}.",
         )
     report("loading the model", 0.0)
-    model = load_model(settings.models_dir / model_name)
+    model = load_model(
+        settings.models_dir / model_name,
+        threads=settings.workers.compute_threads,
+        exports=settings.folder("exports"),
+    )
     out.mkdir(parents=True, exist_ok=True)
     written = []
     with tempfile.TemporaryDirectory(prefix="segnode-") as scratch:
-        bench = _Bench(settings, Path(scratch), instances, models, model)
+        decoders = Decoders(decoding_processes(settings.workers.compute_threads))
+        bench = _Bench(settings, Path(scratch), instances, models, model, decoders)
         for number, series_id in enumerate(instances.series, start=1):
             label = f"series {number} of {len(instances.series)}"
             job = Job(
@@ -130,6 +136,7 @@ def process_folder(
                 written.append(Written(False, label, f"{error}\n→ {error.remedy}"))
             else:
                 written.append(Written(True, label, "segmented", bench.save(done, out)))
+        decoders.close()
     report("done", 1.0)
     return written
 
@@ -144,11 +151,13 @@ class _Bench:
         instances: FolderInstances,
         models: Mapping[str, ModelManifest],
         model: Model,
+        decoders: Decoders,
     ) -> None:
         self._artifacts = FolderArtifacts(scratch / "artifacts")
         keyring = Keyring("scratch", {"scratch": secrets.token_bytes(32)})
         self._vault = Vault(FolderRecords(scratch / "vault"), keyring)
         self._model = model
+        self._decoders = decoders
         self._steps: Mapping[StepName, StepFunction] = {
             StepName.RECEIVE: partial(receive, instances=instances),
             StepName.ROUTE: partial(
@@ -196,6 +205,7 @@ class _Bench:
             job.id,
             self._model,
             lambda share: self._report(StepName.INFER, start + share * width),
+            self._decoders,
         )
         return Done()
 

@@ -120,6 +120,7 @@ def _compute_environment(hospital: Hospital) -> dict[str, str]:
         "SEGNODE_COMPUTE_BROKER_URL": hospital.broker_url,
         "SEGNODE_COMPUTE_ARTIFACTS_DIR": str(settings.folder("artifacts").absolute()),
         "SEGNODE_COMPUTE_MODELS_DIR": str(settings.models_dir.absolute()),
+        "SEGNODE_COMPUTE_EXPORTS_DIR": str(settings.folder("exports").absolute()),
         "SEGNODE_COMPUTE_PROCESSES": str(settings.workers.compute_processes),
         "SEGNODE_COMPUTE_THREADS": str(settings.workers.compute_threads),
         **COMPUTE_LIBRARIES,

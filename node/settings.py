@@ -196,6 +196,7 @@ class Settings(BaseSettings):
     secrets_dir: Path | None = None  # default: <var_dir>/secrets
     artifacts_dir: Path | None = None  # default: <var_dir>/artifacts
     vault_dir: Path | None = None  # default: <var_dir>/vault
+    exports_dir: Path | None = None  # default: <var_dir>/exports
     ledger_url: str | None = None  # default: SQLite at <var_dir>/ledger.sqlite
     dicom: Dicom = Dicom()
     orthanc: Orthanc = Orthanc()
@@ -236,8 +237,8 @@ class Settings(BaseSettings):
         file = Path(os.environ.get("SEGNODE_CONFIG", "segnode.toml"))
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
 
-    def folder(self, name: Literal["secrets", "artifacts", "vault"]) -> Path:
-        """The folder of secrets, artifacts or vault: as set, or below ``var_dir``."""
+    def folder(self, name: Literal["secrets", "artifacts", "vault", "exports"]) -> Path:
+        """The folder of secrets, artifacts, vault or exports: as set, or below ``var_dir``."""
         chosen: Path | None = getattr(self, f"{name}_dir")
         return chosen or self.var_dir / name
 
@@ -253,13 +254,14 @@ class Settings(BaseSettings):
 
 
 class ComputeSettings(BaseSettings):
-    """All that a compute worker knows: a broker, a folder of artifacts, a folder of models."""
+    """All that a compute worker knows: a broker, folders of artifacts, models and exports."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="SEGNODE_COMPUTE_")
 
     broker_url: str
     artifacts_dir: Path
     models_dir: Path
+    exports_dir: Path | None = None  # without one, networks run in PyTorch
     processes: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
 

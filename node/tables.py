@@ -16,7 +16,7 @@ from rich.text import Text
 
 from node.edges.supervisor import ProcessInfo
 from node.jobs import Attempt, Job, State
-from node.sdk import ModelManifest
+from node.sdk import CommandManifest, ModelManifest
 
 _COLOURS: Mapping[State, str] = {
     State.QUEUED: "cyan",
@@ -110,6 +110,8 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
     ):  # fmt: skip
         if value:
             facts.add_row(name, str(value))
+    for reason in one.facts.get("left_out", ()):
+        facts.add_row("left out", reason)
     for name, proof in one.facts.get("proofs", {}).items():
         facts.add_row("proof", f"{name}: {proof['by']}")
     tries = Table(box=box.SIMPLE)
@@ -130,8 +132,10 @@ def models(found: Mapping[str, ModelManifest]) -> RenderableType:
     for column in ("model", "version", "takes", "segments", "licence", "measured"):
         table.add_column(column, overflow="fold")
     for name, manifest in found.items():
+        if isinstance(manifest, CommandManifest):
+            name += f"\nruns {manifest.command.run[0]}"
         table.add_row(
-            name, manifest.version, manifest.input.wanted,
+            Text(name), manifest.version, manifest.input.wanted,
             "\n".join(f"{s.number} {s.label}" for s in manifest.segments), manifest.licence,
             "\n".join(f"{key} {value}" for key, value in manifest.metrics.items()),
         )  # fmt: skip

@@ -338,19 +338,33 @@ class Hospital:
 
 
 def run_compute(settings: ComputeSettings) -> None:
-    """The compute workers: a model is loaded in the pool child, at its first job."""
+    """The compute workers: a model is loaded in the pool child, at its first job.
+
+    Raises
+    ------
+    ModelFault
+        A model is somebody else's program that cannot run on this machine.
+    """
     from node.edges.celery_app import COMPUTE_QUEUE
     from node.edges.compute import register_compute_task
+    from node.foreign.check import require_runnable
+    from node.imaging.decoding import Decoders, decoding_processes
     from node.packages import Models
     from node.pipeline.infer import infer
+    from node.sdk import CommandManifest
 
+    for name, manifest in find_models(settings.models_dir).items():
+        if isinstance(manifest, CommandManifest):
+            require_runnable(settings.models_dir / name, manifest, hashes=False)
     artifacts = FolderArtifacts(settings.artifacts_dir)
-    models = Models(settings.models_dir, threads=settings.threads)
+    models = Models(settings.models_dir, threads=settings.threads, exports=settings.exports_dir)
+    models.prepare()
+    decoders = Decoders(processes=decoding_processes(settings.threads))
 
     def run(folder: str, model: str, digest: str, report: Callable[[float], None]) -> Done:
         # A message that was sent twice finds the label map of the first.
         if f"{folder}/label_map.npz" not in artifacts.names(f"{folder}/"):
-            infer(artifacts, folder, models.loaded(model, digest), report)
+            infer(artifacts, folder, models.loaded(model, digest), report, decoders)
         return Done()
 
     app = celery_app("segnode-compute", settings.broker_url)

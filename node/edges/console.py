@@ -301,7 +301,7 @@ class _Console:
         if series_id is not None and series_id not in modalities:
             raise Refused(404, "The study has no such series.", "Reload the study's page.")
         asked = [series_id] if series_id is not None else list(modalities)
-        chosen = [one for one in asked if modalities[one] == manifest.modality]
+        chosen = [one for one in asked if modalities[one] in manifest.input.modalities]
         if not chosen:
             raise Refused(
                 422,

@@ -21,7 +21,15 @@ _RUNNING = (State.QUEUED, State.RUNNING)
 _ACTIONS = (Event.RETRY, Event.CANCEL)
 
 #: Facts that help a person. The others are for later steps.
-_SHOWN_FACTS = ("instances", "sender", "received_over", "accepted", "proofs", "images_released")
+_SHOWN_FACTS = (
+    "instances",
+    "sender",
+    "received_over",
+    "accepted",
+    "left_out",
+    "proofs",
+    "images_released",
+)
 
 
 def group_of(job: Job) -> str:

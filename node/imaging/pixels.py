@@ -55,18 +55,10 @@ def modality_values(ds: Dataset) -> npt.NDArray[np.int16]:
     UnsuitableInput
         Colour, floating-point or 32-bit pixels.
     """
-    number = number_of(ds)
-    if int(ds.get("SamplesPerPixel", 1)) != 1 or int(ds.get("BitsAllocated", 16)) not in (8, 16):
-        raise UnsuitableInput(
-            f"Instance {number} is not grey-scale of 8 or 16 bits "
-            "(SamplesPerPixel, BitsAllocated): it is a picture, not a measurement",
-            remedy="Send the original images, not screenshots or colour captures.",
-        )
-    if "PixelData" not in ds:
-        raise DamagedInstance(f"Instance {number} has no PixelData (7FE0,0010)")
-    stored = _stored_values(ds)
+    require_grey_scale(ds)
+    stored = stored_values(ds)
     slope, intercept = _rescale(ds)
-    padding = _padding_mask(ds, stored)
+    padding = padding_mask(ds, stored)
     limits = np.iinfo(np.int16)
     if slope.is_integer() and intercept.is_integer():
         # int32 holds any 16-bit value times a slope of up to 2^15.
@@ -83,14 +75,40 @@ def modality_values(ds: Dataset) -> npt.NDArray[np.int16]:
     return result
 
 
+def require_grey_scale(ds: Dataset) -> None:
+    """Return if the pixels are grey-scale of 8 or 16 bits.
+
+    Raises
+    ------
+    UnsuitableInput
+        Colour, floating-point or 32-bit pixels.
+    """
+    if int(ds.get("SamplesPerPixel", 1)) != 1 or int(ds.get("BitsAllocated", 16)) not in (8, 16):
+        raise UnsuitableInput(
+            f"Instance {number_of(ds)} is not grey-scale of 8 or 16 bits "
+            "(SamplesPerPixel, BitsAllocated): it is a picture, not a measurement",
+            remedy="Send the original images, not screenshots or colour captures.",
+        )
+
+
 def number_of(ds: Dataset) -> str:
     """InstanceNumber for a message: a position in the series, not an identifier."""
     value = ds.get("InstanceNumber")
     return "without InstanceNumber" if value in (None, "") else str(value)
 
 
-def _stored_values(ds: Dataset) -> npt.NDArray[Any]:
-    """The decoded frame, shape (rows, columns), in the integer type that the header declares."""
+def stored_values(ds: Dataset) -> npt.NDArray[Any]:
+    """The decoded frame, shape (rows, columns), in the integer type that the header declares.
+
+    Raises
+    ------
+    UnsupportedTransferSyntax
+        Names the syntax.
+    DamagedInstance
+        PixelData is missing, short, or does not decode.
+    """
+    if "PixelData" not in ds:
+        raise DamagedInstance(f"Instance {number_of(ds)} has no PixelData (7FE0,0010)")
     syntax = UID(str(ds.file_meta.get("TransferSyntaxUID", "")))
     shape = (int(ds.Rows), int(ds.Columns))
     number = number_of(ds)
@@ -166,7 +184,7 @@ def _rescale(ds: Dataset) -> tuple[float, float]:
     return (float(1 if slope in (None, "") else slope), float(intercept or 0))
 
 
-def _padding_mask(ds: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+def padding_mask(ds: Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
     """Where the pixels are padding; None if the header declares none."""
     first = ds.get("PixelPaddingValue")
     if first is None:

@@ -13,30 +13,28 @@ def context_offset(slice_spacing_mm: float, context_mm: float) -> int:
     return max(1, round(context_mm / slice_spacing_mm))
 
 
-def slabs(
-    planes: npt.NDArray[np.float32], channels: int, offset: int, batch: int
-) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-    """Every slice with its neighbours as channels.
+def slab_indices(
+    count: int, channels: int, offset: int, batch: int
+) -> Iterator[npt.NDArray[np.intp]]:
+    """For every slice itself and its neighbours, in batches.
 
     Parameters
     ----------
-    planes
-        Shape (slices, rows, columns).
+    count
+        Slices of the volume.
     channels
         Odd; the slice itself is the middle one.
     offset
         Slices between neighbouring channels. Beyond the ends the last slice repeats.
     batch
-        Slices per slab batch.
+        Slices per batch; the last one may be smaller.
 
     Yields
     ------
-    tuple
-        The slices covered, and float32 of shape (slices, channels, rows, columns).
+    numpy.ndarray
+        Slice indices, shape (slices of the batch, channels).
     """
-    count = len(planes)
     around = (np.arange(channels) - channels // 2) * offset
     for start in range(0, count, batch):
-        stop = min(start + batch, count)
-        indices = np.arange(start, stop)[:, None] + around
-        yield slice(start, stop), planes[np.clip(indices, 0, count - 1)]
+        middle = np.arange(start, min(start + batch, count))[:, None]
+        yield np.clip(middle + around, 0, count - 1)

@@ -31,7 +31,7 @@ def require_suitable(
     slices = geometry.shape[0]
     spacing_mm, *pixel_spacing_mm = geometry.spacing_mm
     extent_mm = spacing_mm * (slices - 1)
-    if patient_orientation(geometry.affine).axes[0] != 0:
+    if contract.orientation == "axial" and patient_orientation(geometry.affine).axes[0] != 0:
         raise _refusal(contract, "The slices are not axial (ImageOrientationPatient)")
     if slices < contract.min_slices:
         raise _refusal(

@@ -10,14 +10,17 @@ from importlib.metadata import version
 import numpy as np
 from pydicom import Dataset, dcmread
 
+from node.imaging.radiograph import radiograph_from
+from node.imaging.views import choose_radiograph
 from node.imaging.volume import volume_from_series
 from node.jobs import Done, Job
 from node.pipeline.outbound import Result
 from node.ports import Artifacts
 from node.results.overlay import montage_png
+from node.results.radiograph_picture import radiograph_png
 from node.results.seg import Algorithm, encode_seg
 from node.results.uids import ResultIdentity
-from node.sdk import ModelManifest
+from node.sdk import ModelManifest, RadiographManifest
 
 
 def encode(job: Job, *, artifacts: Artifacts, models: Mapping[str, ModelManifest]) -> Done:
@@ -29,15 +32,19 @@ def encode(job: Job, *, artifacts: Artifacts, models: Mapping[str, ModelManifest
     Facts
     -----
     ``results``: name, SOP Class UID, SOP Instance UID and Series Instance UID of each object.
+    ``left_out``: what else a series of radiographs holds, and why it was not segmented.
     """
     manifest = models[job.model]
     stored = np.load(io.BytesIO(artifacts.get(f"{job.id}/label_map.npz")), allow_pickle=False)
     labels = stored["labels"]
-    sources = _in_slice_order(artifacts, job, [str(uid) for uid in stored["sop_instance_uids"]])
+    instances = _instances(artifacts, job)
+    by_uid = {str(instance.SOPInstanceUID): instance for instance in instances}
+    sources = [by_uid[str(uid)] for uid in stored["sop_instance_uids"]]
+    numbered, segments = manifest.settled(labels)
     seg = encode_seg(
-        labels,
+        numbered,
         sources,
-        manifest.segments,
+        segments,
         Algorithm(manifest.name, manifest.version, manifest.digest),
         ResultIdentity.for_job(
             job.key,
@@ -50,19 +57,25 @@ def encode(job: Job, *, artifacts: Artifacts, models: Mapping[str, ModelManifest
     artifacts.put(f"{job.id}/results/seg.dcm", _part10(seg))
     artifacts.put(f"{job.id}/overlay.png", _picture(sources, labels, manifest))
     result = Result("seg", seg.SOPClassUID, seg.SOPInstanceUID, seg.SeriesInstanceUID)
-    return Done({"results": [vars(result)]})
+    return Done({"results": [vars(result)], **_left_out(manifest, instances)})
 
 
-def _in_slice_order(artifacts: Artifacts, job: Job, uids: Sequence[str]) -> list[Dataset]:
+def _instances(artifacts: Artifacts, job: Job) -> list[Dataset]:
     names = artifacts.names(f"{job.id}/instances/")
-    instances = (dcmread(io.BytesIO(artifacts.get(name))) for name in names)
-    by_uid = {str(instance.SOPInstanceUID): instance for instance in instances}
-    return [by_uid[uid] for uid in uids]
+    return [dcmread(io.BytesIO(artifacts.get(name))) for name in names]
+
+
+def _left_out(manifest: ModelManifest, instances: Sequence[Dataset]) -> Mapping[str, list[str]]:
+    if not isinstance(manifest, RadiographManifest):
+        return {}
+    left_out = choose_radiograph(manifest.input, instances).left_out
+    return {"left_out": list(left_out)} if left_out else {}
 
 
 def _picture(sources: Sequence[Dataset], labels: np.ndarray, manifest: ModelManifest) -> bytes:
-    volume = volume_from_series(sources)
-    return montage_png(volume, labels, manifest)
+    if isinstance(manifest, RadiographManifest):
+        return radiograph_png(radiograph_from(sources[0]), labels, manifest)
+    return montage_png(volume_from_series(sources), labels, manifest)
 
 
 def _part10(dataset: Dataset) -> bytes:

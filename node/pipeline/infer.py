@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
 from node.errors import DamagedInstance, EmptyResult, ModelFault, Rejected
+from node.foreign.model import CommandModel
+from node.imaging.arriving import ArrivingVolume
+from node.imaging.decoding import Decoders
+from node.imaging.measurements import measured
+from node.imaging.radiograph import radiograph_from
 from node.imaging.suitability import require_suitable
-from node.imaging.volume import series_geometry, volume_from_series
+from node.imaging.views import choose_radiograph
+from node.imaging.volume import series_geometry
 from node.packages import Model
 from node.ports import Artifacts
-from node.sdk import LabelMap, Volume
+from node.radiographs import RadiographModel
+from node.sdk import LabelMap, Radiograph, Volume
+from node.segmentation import VolumeModel
 
 
-def infer(artifacts: Artifacts, folder: str, model: Model, report: Callable[[float], None]) -> None:
+def infer(
+    artifacts: Artifacts,
+    folder: str,
+    model: Model,
+    report: Callable[[float], None],
+    decoders: Decoders | None = None,
+) -> None:
     """Segment the series in ``folder`` with ``model``; running it again changes nothing.
 
     Reads ``{folder}/instances/*.dcm``. Writes ``{folder}/label_map.npz`` (``labels`` uint8, shape
-    (slices, rows, columns), and ``sop_instance_uids`` in slice order, pseudonymous) and
-    ``{folder}/measurements.json``. ``report`` is called with the share done, 0 to 1.
+    (slices, rows, columns), or (1, rows, columns) of the frontal radiograph, and
+    ``sop_instance_uids`` in slice order, pseudonymous) and
+    ``{folder}/measurements.json``. ``report`` is called with the share done, 0 to 1. ``decoders``
+    decode the slices to come while the network has the first; without them it waits for each.
 
     Raises
     ------
@@ -31,15 +48,18 @@ def infer(artifacts: Artifacts, folder: str, model: Model, report: Callable[[flo
         The series cannot be segmented by this model.
     EmptyResult
         None of the model's segments is in the series.
-    ModelFault
+    ModelFault, ProgramFailed
         The model broke its own contract.
+    ProgramInterrupted, OutOfSpace
+        A program that is the model has to be run again.
     """
-    instances = _instances(artifacts, folder)
-    require_suitable(model.manifest.input, instances, series_geometry(instances))
-    volume = volume_from_series(instances)
-    del instances
+    streams = [artifacts.get(name) for name in artifacts.names(f"{folder}/instances/")]
+    case: Volume | Radiograph
     try:
-        label_map = model.segment(volume, report)
+        if isinstance(model, RadiographModel):
+            label_map, case = _radiograph(model, streams, report)
+        else:
+            label_map, case = _volume(model, streams, report, decoders or Decoders(0))
     except (MemoryError, Rejected):
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -49,16 +69,46 @@ def infer(artifacts: Artifacts, folder: str, model: Model, report: Callable[[flo
     if not label_map.array.any():
         labels = ", ".join(segment.label for segment in model.manifest.segments)
         raise EmptyResult(f"Model {model.manifest.name} found none of: {labels}")
-    artifacts.put(f"{folder}/measurements.json", _measurements(model, volume, label_map))
+    artifacts.put(f"{folder}/measurements.json", _measurements(model, case, label_map))
     # Last, because its presence says that the step is done.
     artifacts.put(f"{folder}/label_map.npz", _packed(label_map))
 
 
-def _instances(artifacts: Artifacts, folder: str) -> list[Dataset]:
+def _radiograph(
+    model: RadiographModel, streams: Sequence[bytes], report: Callable[[float], None]
+) -> tuple[LabelMap, Radiograph]:
+    """The one frontal radiograph of the series."""
+    instances = _read(streams, pixels=True)
+    chosen = choose_radiograph(model.manifest.input, instances)
+    radiograph = radiograph_from(instances[chosen.index])
+    return model.segment(radiograph, report), radiograph
+
+
+def _volume(
+    model: VolumeModel | CommandModel,
+    streams: Sequence[bytes],
+    report: Callable[[float], None],
+    decoders: Decoders,
+) -> tuple[LabelMap, Volume]:
+    """All slices; the first are in the network while the next are decoded."""
+    headers = _read(streams, pixels=False)
+    geometry = series_geometry(headers)
+    require_suitable(model.manifest.input, headers, geometry)
+    arriving = ArrivingVolume(geometry, headers, streams, decoders)
+    try:
+        if isinstance(model, CommandModel):
+            volume = arriving.complete()
+            return model.segment(volume, report, _read(streams, pixels=True)), volume
+        return model.segment(arriving, report), arriving.complete()
+    finally:
+        arriving.cancel()
+
+
+def _read(streams: Sequence[bytes], *, pixels: bool) -> list[Dataset]:
     instances: list[Dataset] = []
-    for position, name in enumerate(artifacts.names(f"{folder}/instances/"), start=1):
+    for position, stream in enumerate(streams, start=1):
         try:
-            instances.append(dcmread(io.BytesIO(artifacts.get(name))))
+            instances.append(dcmread(io.BytesIO(stream), stop_before_pixels=not pixels))
         except (InvalidDicomError, EOFError, ValueError) as error:
             raise DamagedInstance(
                 f"Instance {position} cannot be read as DICOM ({type(error).__name__})"
@@ -76,26 +126,20 @@ def _packed(label_map: LabelMap) -> bytes:
     return buffer.getvalue()
 
 
-def _measurements(model: Model, volume: Volume, label_map: LabelMap) -> bytes:
-    """Per segment: voxels, volume and the slices that it spans (indices in slice order)."""
+def _measurements(model: Model, case: Volume | Radiograph, label_map: LabelMap) -> bytes:
+    """Which model it was, and what :func:`node.imaging.measurements.measured` says of it."""
     manifest = model.manifest
-    segments = []
-    for segment in manifest.segments:
-        per_slice = (label_map.array == segment.number).sum(axis=(1, 2))
-        voxels = int(per_slice.sum())
-        slices = np.flatnonzero(per_slice)
-        segments.append(
-            {
-                "number": segment.number,
-                "label": segment.label,
-                "voxels": voxels,
-                "volume_ml": round(voxels * volume.voxel_ml, 3),
-                "first_slice": int(slices[0]) if voxels else None,
-                "last_slice": int(slices[-1]) if voxels else None,
-            }
-        )
+    labels, segments = manifest.settled(label_map.array)
     document = {
         "model": {"name": manifest.name, "version": manifest.version, "digest": manifest.digest},
-        "segments": segments,
+        "engine": _engine(model),
+        "segments": measured(case, labels, segments),
     }
     return json.dumps(document, indent=1, sort_keys=True).encode()
+
+
+def _engine(model: Model) -> dict[str, str]:
+    """What computed, and how exactly."""
+    if isinstance(model, CommandModel):
+        return {"name": "command"}
+    return asdict(model.runtime.engine)

@@ -17,11 +17,12 @@ from pydicom.multival import MultiValue
 
 from node.errors import NoMatchingModel
 from node.imaging.suitability import require_suitable
+from node.imaging.views import choose_radiograph
 from node.imaging.volume import series_geometry
 from node.jobs import Job, Routed, Wish
 from node.pipeline.headers import read_headers
 from node.ports import Instances
-from node.sdk import ModelManifest
+from node.sdk import ModelManifest, RadiographContract
 from node.settings import Condition, Rule
 
 
@@ -59,9 +60,12 @@ def route(
         wishes = [Wish(**{**job.facts["wish"], "destinations": tuple(job.destinations)})]
     else:
         wishes = [_wish(rule, models) for rule in matching_rules(headers, rules, match_all)]
-    geometry = series_geometry(headers)
     for wish in wishes:
-        require_suitable(models[wish.model].input, headers, geometry)
+        contract = models[wish.model].input
+        if isinstance(contract, RadiographContract):
+            choose_radiograph(contract, headers)
+        else:
+            require_suitable(contract, headers, series_geometry(headers))
     return Routed(tuple(wishes))
 
 

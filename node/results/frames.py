@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 
 from anonymizer.encoding import Element, element_header
 from anonymizer.part10 import Instance, write_instance
+from node.results.source import is_projection
 
 NUMBER_OF_FRAMES = 0x00280008
 REFERENCED_SERIES_SEQUENCE = 0x00081115
@@ -65,6 +66,8 @@ def frames_of(labels: NDArray[np.uint8], headers: Sequence[Dataset], segments: i
 
 
 def _along_normal(headers: Sequence[Dataset]) -> NDArray[np.intp]:
+    if is_projection(headers[0]):
+        return np.zeros(1, np.intp)
     normal = hd.spatial.get_normal_vector(
         headers[0].ImageOrientationPatient, index_convention=hd.spatial.VOLUME_INDEX_CONVENTION
     )
@@ -88,7 +91,7 @@ def with_frames(
         As :func:`frames_of` gives them.
     """
     references = [header.SOPInstanceUID.encode("ascii") for header in headers]
-    positions = ["\\".join(map(str, h.ImagePositionPatient)).encode("ascii") for h in headers]
+    positions = [_position(header) for header in headers]
     elements = {element.tag: element for element in one_each.elements}
     like = _items(elements[PER_FRAME_GROUPS])[0]
     groups = [
@@ -97,7 +100,7 @@ def with_frames(
             {
                 REFERENCED_SOP_INSTANCE_UID: references[frame.index],
                 IMAGE_POSITION: positions[frame.index],
-                DIMENSION_INDEX_VALUES: struct.pack("<LL", frame.number, frame.rank),
+                DIMENSION_INDEX_VALUES: _dimension_indices(frame, headers[frame.index]),
                 REFERENCED_SEGMENT_NUMBER: struct.pack("<H", frame.number),
             },
         )
@@ -123,6 +126,20 @@ def with_frames(
         transfer_syntax_uid=one_each.transfer_syntax_uid,
         pixel_data=element_header(PIXEL_DATA, "OB", len(packed), implicit=False) + packed,
     )
+
+
+def _position(header: Dataset) -> bytes:
+    """ImagePositionPatient; nothing of a radiograph, which has none to change."""
+    if is_projection(header):
+        return b""
+    return "\\".join(map(str, header.ImagePositionPatient)).encode("ascii")
+
+
+def _dimension_indices(frame: Frame, header: Dataset) -> bytes:
+    """Segment, and rank in space where there is space."""
+    if is_projection(header):
+        return struct.pack("<L", frame.number)
+    return struct.pack("<LL", frame.number, frame.rank)
 
 
 def _is_regular(frames: Sequence[Frame], headers: Sequence[Dataset]) -> bool:

@@ -13,34 +13,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
+from PIL import Image, ImageDraw
 from scipy.optimize import linear_sum_assignment
 
 from node.errors import EmptyResult
-from node.results.report import NOTICE
-from node.sdk import ModelManifest, Segment, Volume
+from node.results import drawing
+from node.results.drawing import HEADER, LEGEND_LINE, MARGIN
+from node.sdk import CommandManifest, NetworkManifest, Segment, Volume
+
+VolumeManifest = NetworkManifest | CommandManifest
 
 _COLUMNS, _ROWS = 4, 3
 _TILE_WIDTH = 264
 _SIDE_WIDTH = (420, 760)  # of the coronal plane: as wide as fills the height, within these
 _GAP = 10
-_MARGIN = 28
-_HEADER = 74
-_LEGEND_LINE = 46
 _ABOVE_LEGEND = 26
 _CONTEXT_MM = 32.0  # shown around what was found
-_OVERSAMPLING = 2  # drawn larger and reduced: smooth contours without a vector library
-_CONTOUR_PIXELS = 1.5
-_FILL_OPACITY = 0.16  # anatomy stays visible; R18 of the viewer tests allows 0.25
-_CONTOUR_OPACITY = 0.95
-
-_Colour = tuple[int, int, int]
-_BACKGROUND: _Colour = (11, 14, 20)
-_PANEL: _Colour = (0, 0, 0)
-_TEXT: _Colour = (230, 234, 240)
-_QUIET: _Colour = (139, 148, 160)
-_WARNING: _Colour = (255, 196, 87)
 
 
 @dataclass(frozen=True)
@@ -56,7 +44,7 @@ class _Anatomy:
 def montage_png(
     volume: Volume,
     labels: NDArray[np.uint8],
-    manifest: ModelManifest,
+    manifest: VolumeManifest,
     *,
     window_hu: tuple[float, float] | None = None,
 ) -> bytes:
@@ -69,7 +57,7 @@ def montage_png(
     labels
         Shape of ``volume.array``: 0, or the number of a segment of the manifest.
     window_hu
-        Black and white; by default what the model's own preprocessing looks at.
+        Black and white; by default the model's own.
 
     Raises
     ------
@@ -79,7 +67,7 @@ def montage_png(
     if not labels.any():
         raise EmptyResult("No voxel is labelled, so there is nothing to show")
     anatomy = _along_patient_axes(volume, labels)
-    window = window_hu or manifest.preprocessing.window_hu
+    window = window_hu or manifest.window_hu
     shown = _Painter(_cropped(anatomy), manifest.segments, window)
     positions = _spread(shown.anatomy.labels, _COLUMNS * _ROWS)
     tiles = [shown.axial(position, _TILE_WIDTH) for position in positions]
@@ -154,9 +142,9 @@ class _Painter:
             width,
         )
         draw = ImageDraw.Draw(tile)
-        _sides(draw, tile, 15)
+        drawing.sides(draw, tile, 15)
         from_top_mm = position * self.anatomy.spacing_mm[0]
-        _write(draw, (8, tile.height - 8), f"{from_top_mm:.0f} mm", 13, "ls")
+        drawing.write(draw, (8, tile.height - 8), f"{from_top_mm:.0f} mm", 13, "ls")
         return tile
 
     def coronal(self, height: int, *, marked: Sequence[int]) -> Image.Image:
@@ -176,67 +164,22 @@ class _Painter:
         step = tile.height / len(self.anatomy.image)
         for position in marked:
             height = round((position + 0.5) * step)
-            draw.line([(0, height), (7, height)], _QUIET)
-            draw.line([(tile.width - 8, height), (tile.width - 1, height)], _QUIET)
-        _sides(draw, tile, 18)
+            draw.line([(0, height), (7, height)], drawing.QUIET)
+            draw.line([(tile.width - 8, height), (tile.width - 1, height)], drawing.QUIET)
+        drawing.sides(draw, tile, 18)
         return tile
 
     def _plane(
         self, image: NDArray[np.int16], labels: NDArray[np.uint8], aspect: float, width: int
     ) -> Image.Image:
-        """One plane, ``aspect`` being the row spacing over the column spacing."""
-        height = round(width * image.shape[0] * aspect / image.shape[1])
-        large = (width * _OVERSAMPLING, height * _OVERSAMPLING)
         low, high = self.window_hu
-        grey = np.clip((image.astype(np.float32) - low) / (high - low), 0, 1) * 255
-        pixels = np.asarray(
-            Image.fromarray(grey.astype(np.uint8)).resize(large, Image.Resampling.BICUBIC),
-            np.float32,
-        )
-        picture = np.repeat(pixels[..., np.newaxis], 3, axis=2)
-        for segment in self.segments:
-            mask = _enlarged(labels == segment.number, large)
-            if mask.any():
-                _blend(picture, mask, segment.rgb, _FILL_OPACITY)
-                _blend(picture, _contour(mask), segment.rgb, _CONTOUR_OPACITY)
-        drawn = Image.fromarray(np.round(picture).astype(np.uint8))
-        return drawn.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def _enlarged(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask at screen size with smooth edges instead of the voxels' steps."""
-    image = Image.fromarray(mask.astype(np.uint8) * 255)
-    return np.asarray(image.resize(size, Image.Resampling.BICUBIC)) > 127
-
-
-def _contour(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The inner edge, so that contours of neighbours lie side by side."""
-    inside_by: NDArray[np.float64] = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    return mask & (inside_by <= _CONTOUR_PIXELS * _OVERSAMPLING)
-
-
-def _blend(
-    picture: NDArray[np.float32], where: NDArray[np.bool_], colour: _Colour, opacity: float
-) -> None:
-    picture[where] = (1 - opacity) * picture[where] + opacity * np.asarray(colour, np.float32)
-
-
-def _sides(draw: ImageDraw.ImageDraw, tile: Image.Image, size: int) -> None:
-    """The patient's right and left: the right is on the left, as everybody reads."""
-    _write(draw, (8, tile.height // 2), "R", size, "lm")
-    _write(draw, (tile.width - 8, tile.height // 2), "L", size, "rm")
-
-
-def _write(
-    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, anchor: str
-) -> None:
-    """On an image, so outlined to be read on white and on black."""
-    draw.text(at, text, _TEXT, _font(size), anchor=anchor, stroke_width=2, stroke_fill=_BACKGROUND)
+        shades = (image.astype(np.float32) - low) / (high - low)
+        return drawing.plane(shades, labels, self.segments, aspect, width)
 
 
 def _height_beside(tiles: Sequence[Image.Image], legend: Sequence[tuple[Segment, float]]) -> int:
     """What the tiles' grid leaves for the coronal plane above the legend."""
-    return _grid_height(tiles) - _ABOVE_LEGEND - _LEGEND_LINE * len(legend)
+    return _grid_height(tiles) - _ABOVE_LEGEND - LEGEND_LINE * len(legend)
 
 
 def _grid_height(tiles: Sequence[Image.Image]) -> int:
@@ -248,51 +191,28 @@ def _compose(
     tiles: Sequence[Image.Image],
     coronal: Image.Image,
     legend: Sequence[tuple[Segment, float]],
-    manifest: ModelManifest,
+    manifest: VolumeManifest,
 ) -> Image.Image:
+    amounts = [(segment, _volume_in_words(volume_ml)) for segment, volume_ml in legend]
     grid_width = _COLUMNS * (_TILE_WIDTH + _GAP)
-    legend_top = _HEADER + coronal.height + _ABOVE_LEGEND
-    width = 2 * _MARGIN + grid_width + _GAP + coronal.width
-    lowest = max(_HEADER + _grid_height(tiles), legend_top + _LEGEND_LINE * len(legend))
-    height = lowest + _MARGIN
-    canvas = Image.new("RGB", (width, height), _BACKGROUND)
+    legend_top = HEADER + coronal.height + _ABOVE_LEGEND
+    width = 2 * MARGIN + grid_width + _GAP + coronal.width
+    lowest = max(HEADER + _grid_height(tiles), legend_top + LEGEND_LINE * len(legend))
+    height = lowest + MARGIN
+    canvas = Image.new("RGB", (width, height), drawing.BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    _header(draw, width, manifest)
+    drawing.header(draw, width, manifest)
     for place, tile in enumerate(tiles):
         row, column = divmod(place, _COLUMNS)
-        left = _MARGIN + column * (_TILE_WIDTH + _GAP)
-        canvas.paste(tile, (left, _HEADER + row * (tile.height + _GAP)))
-    side = _MARGIN + grid_width + _GAP
-    canvas.paste(coronal, (side, _HEADER))
-    _legend(draw, (side, legend_top), coronal.width, legend)
+        left = MARGIN + column * (_TILE_WIDTH + _GAP)
+        canvas.paste(tile, (left, HEADER + row * (tile.height + _GAP)))
+    side = MARGIN + grid_width + _GAP
+    canvas.paste(coronal, (side, HEADER))
+    drawing.legend(draw, (side, legend_top), coronal.width, amounts)
     return canvas
 
 
-def _header(draw: ImageDraw.ImageDraw, width: int, manifest: ModelManifest) -> None:
-    middle = _HEADER // 2
-    title = f"{manifest.name} {manifest.version}"
-    draw.text((_MARGIN, middle), title, _TEXT, _font(26), anchor="lm")
-    after = _MARGIN + draw.textlength(title, _font(26)) + 18
-    draw.text((after, middle + 3), manifest.description, _QUIET, _font(18), anchor="lm")
-    draw.text((width - _MARGIN, middle + 3), NOTICE, _WARNING, _font(18), anchor="rm")
-
-
-def _legend(
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    width: int,
-    legend: Sequence[tuple[Segment, float]],
-) -> None:
-    left, top = corner
-    for place, (segment, volume_ml) in enumerate(legend):
-        middle = top + _LEGEND_LINE * place + 16
-        draw.rounded_rectangle((left, middle - 11, left + 22, middle + 11), 5, fill=segment.rgb)
-        draw.text((left + 36, middle), segment.label, _TEXT, _font(22), anchor="lm")
-        amount = f"{volume_ml:,.0f} ml" if volume_ml >= 10 else f"{volume_ml:.1f} ml"
-        amount = amount if volume_ml else "not found"
-        draw.text((left + width, middle), amount, _TEXT, _font(22), anchor="rm")
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own, so that the picture is the same on every machine."""
-    return ImageFont.load_default(size)
+def _volume_in_words(volume_ml: float) -> str:
+    if not volume_ml:
+        return "not found"
+    return f"{volume_ml:,.0f} ml" if volume_ml >= 10 else f"{volume_ml:.1f} ml"

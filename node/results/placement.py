@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from anonymizer.encoding import Element
 from anonymizer.part10 import read_instance
 from node.errors import Quarantined
+from node.results.source import is_projection
 
 DERIVATION_IMAGE_SEQUENCE = 0x00089124
 SOURCE_IMAGE_SEQUENCE = 0x00082112
@@ -36,8 +37,9 @@ def check_frames(
 ) -> None:
     """Return when every frame is right, and every labelled slice has its frame.
 
-    Right means: one source image, of this series; the frame's position is that image's position;
-    the frame's bits are the label map's mask of that segment on that slice.
+    Right means: one source image, of this series; the frame's position is that image's position
+    (a radiograph has none, nor has its frame); the frame's bits are the label map's mask of that
+    segment on that slice.
 
     Parameters
     ----------
@@ -112,6 +114,8 @@ def _only_source(groups: Sequence[Element], frame: int) -> str:
 
 
 def _same_position(groups: Sequence[Element], source: Dataset) -> bool:
+    if is_projection(source):
+        return not any(element.tag == PLANE_POSITION_SEQUENCE for element in groups)
     (value,) = _values(groups, PLANE_POSITION_SEQUENCE, IMAGE_POSITION)
     position = [float(number) for number in value.decode("ascii").split("\\")]
     expected = [float(number) for number in source.ImagePositionPatient]

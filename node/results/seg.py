@@ -24,7 +24,7 @@ from anonymizer.part10 import read_instance
 from node.errors import EmptyResult, ModelFault
 from node.results.frames import frames_of, with_frames
 from node.results.placement import check_frames
-from node.results.source import SourceSeries
+from node.results.source import SourceSeries, is_projection
 from node.results.uids import ResultIdentity
 from node.sdk import Code, ModelManifest, Segment
 
@@ -74,7 +74,8 @@ def encode_seg(
         uint8, shape (slices, rows, columns): 0, or the number of a segment.
     source_instances
         Headers of one de-identified single-frame series, ``source_instances[i]`` being the slice
-        of ``labels[i]``. Pixel data is not needed. They are not changed.
+        of ``labels[i]``; or one radiograph (CR, DX), which has no place in the patient:
+        its segmentation is tied to the image alone. Pixel data is not needed. They are not changed.
     segments
         What each label means, numbered 1, 2, 3 … A segment without voxels keeps its item: that it
         is absent is a result.
@@ -230,6 +231,9 @@ def _complete(segmentation: Dataset, source: Dataset, algorithm: Algorithm) -> N
     for keyword in ("BodyPartExamined", "Laterality"):
         if source.get(keyword):
             segmentation.add(source[keyword])
+    if is_projection(source):
+        # Type 2C of General Image: there is no Image Orientation (Patient) to say it.
+        segmentation.PatientOrientation = source.get("PatientOrientation")
 
 
 def _remove_chance(segmentation: Dataset, identity: ResultIdentity) -> None:

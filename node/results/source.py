@@ -9,6 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+)
 from pydicom.valuerep import DA, DS, TM
 
 from node.errors import GeometryError, Rejected
@@ -27,15 +31,20 @@ _TYPE_2 = (
     "SliceThickness",
 )
 
-#: What every slice must say; PS3.3 C.7.6.2 (Image Plane), C.7.4.1 (Frame of Reference).
-_NEEDED = (
+#: What every image must say.
+_NEEDED_OF_ANY = (
     "SOPClassUID",
     "SOPInstanceUID",
     "StudyInstanceUID",
     "SeriesInstanceUID",
-    "FrameOfReferenceUID",
     "Rows",
     "Columns",
+)
+
+#: What every slice must say; PS3.3 C.7.6.2 (Image Plane), C.7.4.1 (Frame of Reference).
+_NEEDED = (
+    *_NEEDED_OF_ANY,
+    "FrameOfReferenceUID",
     "PixelSpacing",
     "ImageOrientationPatient",
     "ImagePositionPatient",
@@ -50,6 +59,9 @@ _SHARED = (
     "Rows",
     "Columns",
 )
+
+#: Images without a place in the patient: PS3.3 A.2 (CR), A.26 (DX).
+_PROJECTIONS = frozenset({ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation})
 
 _ORIENTATION_TOLERANCE = 1e-3  # direction cosines; scanners write four decimals or more
 _MINIMUM_GAP_MM = 1e-3
@@ -69,7 +81,7 @@ class SourceSeries:
 
     @classmethod
     def of(cls, instances: Sequence[Dataset]) -> SourceSeries:
-        """Copy what the encoder needs of each instance.
+        """Copy what the encoder needs of each instance: slices of one volume, or one radiograph.
 
         Raises
         ------
@@ -78,12 +90,11 @@ class SourceSeries:
         GeometryError
             The slices do not share one grid, or two of them share one position.
         """
-        for number, instance in enumerate(instances, start=1):
-            for keyword in _NEEDED:
-                if not instance.get(keyword):
-                    raise Rejected(f"Source slice {number} of {len(instances)} has no {keyword}")
         if not instances:
             raise Rejected("A segmentation needs at least one source instance")
+        if instances[0].get("SOPClassUID") in _PROJECTIONS:
+            return cls((_projection(instances),))
+        _require(instances, _NEEDED)
         _check_one_grid(instances)
         # highdicom reads patient, study and spacing from the first header, the plane from each.
         first = _complete(instances[0])
@@ -97,11 +108,37 @@ class SourceSeries:
         return len(self.headers), int(first.Rows), int(first.Columns)
 
 
+def is_projection(header: Dataset) -> bool:
+    """Whether a source header is of a radiograph: an image without a place in the patient."""
+    return "ImagePositionPatient" not in header
+
+
 def positions_along_normal_mm(headers: Sequence[Dataset]) -> NDArray[np.float64]:
     """Each slice's position projected on the normal of the stack (float64, millimetres)."""
     rows, columns = np.reshape(np.asarray(headers[0].ImageOrientationPatient, float), (2, 3))
     corners = np.asarray([header.ImagePositionPatient for header in headers], float)
     return np.asarray(corners @ np.cross(rows, columns))
+
+
+def _projection(instances: Sequence[Dataset]) -> Dataset:
+    """One radiograph. A segmentation on its grid needs neither position nor spacing: the standard
+    wants them where frames are not derived from an image (PS3.3 A.51.5). Of spacing alone,
+    highdicom would write Pixel Measures without a SliceThickness, and refuse to read them."""
+    if len(instances) > 1:
+        raise GeometryError("A segmentation of radiographs is of one image")
+    _require(instances, _NEEDED_OF_ANY)
+    header = _complete(instances[0])
+    # Some writers fill in what has no meaning in a projection.
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        header.pop(keyword, None)
+    return header
+
+
+def _require(instances: Sequence[Dataset], keywords: Sequence[str]) -> None:
+    for number, instance in enumerate(instances, start=1):
+        for keyword in keywords:
+            if not instance.get(keyword):
+                raise Rejected(f"Source slice {number} of {len(instances)} has no {keyword}")
 
 
 def _check_one_grid(instances: Sequence[Dataset]) -> None:

@@ -18,7 +18,7 @@ from node.edges.artifacts import FolderArtifacts
 from node.edges.console import console_app
 from node.edges.ledger import Ledger
 from node.jobs import Event, Job, StepName, Wish
-from node.sdk import ModelManifest
+from node.sdk import NetworkManifest
 
 WISH = Wish("ct-to-lungs", "1", "lungs", "digest", ("sender",))
 
@@ -127,10 +127,10 @@ class ConsoleNode:
         self.nudged.set()
 
 
-def manifest(name: str, modality: str) -> ModelManifest:
+def manifest(name: str, modality: str) -> NetworkManifest:
     """A model's manifest, as far as the console reads it."""
     code = {"value": "39607008", "scheme": "SCT", "meaning": "Lung"}
-    return ModelManifest.model_validate(
+    return NetworkManifest.model_validate(
         {
             "name": name, "version": "1.2.3", "description": "d", "licence": "l",
             "training_data": "t", "intended_use": "i", "weights": {"sha256": "0" * 64},

@@ -19,8 +19,10 @@ from node.errors import (
     ModelFault,
     UnsuitableInput,
 )
-from node.packages import Model, load_model
+from node.packages import load_model
 from node.pipeline.infer import infer
+from node.runtimes.pytorch import TorchCpu
+from node.segmentation import VolumeModel
 from tests.phantoms import LEFT_LUNG, RIGHT_LUNG, chest_truth, ct_series
 
 FOLDER = "job-1"
@@ -29,12 +31,13 @@ PIXELS_TOO_COARSE_FOR = (0.3, 1.6)
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
+def model() -> VolumeModel:
     """ct_lungs with a contract that takes the phantom's coarse pixels."""
     model = load_model(Path(__file__).parents[2] / "models" / "ct_lungs")
+    assert isinstance(model, VolumeModel)
     assert model.manifest.input.pixel_spacing_mm == PIXELS_TOO_COARSE_FOR
     contract = model.manifest.input.model_copy(update={"pixel_spacing_mm": (0.3, 4.0)})
-    return Model(model.manifest.model_copy(update={"input": contract}), model.network)
+    return VolumeModel(model.manifest.model_copy(update={"input": contract}), model.runtime)
 
 
 @pytest.fixture
@@ -49,13 +52,15 @@ def put(artifacts: FolderArtifacts, series: list[Dataset]) -> None:
         artifacts.put(f"{FOLDER}/instances/{number:06d}.dcm", buffer.getvalue())
 
 
-def run(artifacts: FolderArtifacts, model: Model) -> list[float]:
+def run(artifacts: FolderArtifacts, model: VolumeModel) -> list[float]:
     shares: list[float] = []
     infer(artifacts, FOLDER, model, shares.append)
     return shares
 
 
-def test_label_map_and_measurements_come_back(artifacts: FolderArtifacts, model: Model) -> None:
+def test_label_map_and_measurements_come_back(
+    artifacts: FolderArtifacts, model: VolumeModel
+) -> None:
     """Labels in slice order with their UIDs, and volumes that are the labels' own."""
     series = ct_series(**SHAPE)
     put(artifacts, series[::-1])
@@ -69,6 +74,8 @@ def test_label_map_and_measurements_come_back(artifacts: FolderArtifacts, model:
     assert agreement > 0.98
     document = json.loads(artifacts.get(f"{FOLDER}/measurements.json"))
     assert document["model"]["digest"] == model.manifest.digest
+    assert document["engine"]["name"] == "torch"
+    assert document["engine"]["precision"] == "f32"
     assert [s["number"] for s in document["segments"]] == [LEFT_LUNG, RIGHT_LUNG]
     for segment in document["segments"]:
         where = np.flatnonzero((labels == segment["number"]).any(axis=(1, 2)))
@@ -78,7 +85,9 @@ def test_label_map_and_measurements_come_back(artifacts: FolderArtifacts, model:
         assert [segment["first_slice"], segment["last_slice"]] == [where[0], where[-1]]
 
 
-def test_running_again_writes_the_same_bytes(artifacts: FolderArtifacts, model: Model) -> None:
+def test_running_again_writes_the_same_bytes(
+    artifacts: FolderArtifacts, model: VolumeModel
+) -> None:
     """A worker that was killed and started again changes nothing."""
     put(artifacts, ct_series(**SHAPE))
     run(artifacts, model)
@@ -100,7 +109,7 @@ def test_running_again_writes_the_same_bytes(artifacts: FolderArtifacts, model: 
 )
 def test_what_cannot_be_segmented_leaves_no_result(
     artifacts: FolderArtifacts,
-    model: Model,
+    model: VolumeModel,
     change: dict[str, object],
     error: type[Exception],
 ) -> None:
@@ -111,7 +120,7 @@ def test_what_cannot_be_segmented_leaves_no_result(
     assert all(name.startswith(f"{FOLDER}/instances/") for name in artifacts.names(FOLDER))
 
 
-def test_an_unreadable_artifact_is_damage(artifacts: FolderArtifacts, model: Model) -> None:
+def test_an_unreadable_artifact_is_damage(artifacts: FolderArtifacts, model: VolumeModel) -> None:
     """Bytes that are no DICOM name the position, not the file."""
     put(artifacts, ct_series(**SHAPE))
     artifacts.put(f"{FOLDER}/instances/000003.dcm", b"not DICOM")
@@ -120,12 +129,12 @@ def test_an_unreadable_artifact_is_damage(artifacts: FolderArtifacts, model: Mod
 
 
 def test_a_network_that_breaks_its_promise_is_a_model_fault(
-    artifacts: FolderArtifacts, model: Model
+    artifacts: FolderArtifacts, model: VolumeModel
 ) -> None:
     """Three classes promised and one delivered is told as such."""
     import torch
 
-    wrong = Model(model.manifest, torch.nn.Conv2d(3, 1, 1))
+    wrong = VolumeModel(model.manifest, TorchCpu(torch.nn.Conv2d(3, 1, 1), threads=1))
     put(artifacts, ct_series(**SHAPE))
     with pytest.raises(ModelFault, match="its manifest promises"):
         run(artifacts, wrong)

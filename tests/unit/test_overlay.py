@@ -10,7 +10,7 @@ from PIL import Image
 
 from node.errors import EmptyResult
 from node.results.overlay import montage_png, segment_volumes_ml
-from node.sdk import Code, ModelManifest, Segment, Volume
+from node.sdk import Code, NetworkManifest, Segment, Volume
 
 SPACING_MM = (5.0, 2.0, 2.0)
 LEFT, RIGHT = (0, 200, 255), (255, 140, 0)
@@ -22,8 +22,8 @@ def segment(number: int, label: str, rgb: tuple[int, int, int]) -> Segment:
 
 
 @pytest.fixture
-def manifest() -> ModelManifest:
-    return ModelManifest.model_validate(
+def manifest() -> NetworkManifest:
+    return NetworkManifest.model_validate(
         {
             "name": "test_model",
             "version": "1.0.0",
@@ -94,7 +94,7 @@ def near(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     return np.abs(pixels - colour).max(axis=-1) < 40
 
 
-def test_patient_left_is_shown_on_the_right(manifest: ModelManifest) -> None:
+def test_patient_left_is_shown_on_the_right(manifest: NetworkManifest) -> None:
     """In the first tile and in the coronal view, the left segment lies right of the right one."""
     pixels = picture(montage_png(*phantom(), manifest))
     # The third row of tiles lies below the upper segment's end; the second shows both.
@@ -105,7 +105,7 @@ def test_patient_left_is_shown_on_the_right(manifest: ModelManifest) -> None:
     assert left.min() > right.max()
 
 
-def test_head_is_up_in_the_coronal_view(manifest: ModelManifest) -> None:
+def test_head_is_up_in_the_coronal_view(manifest: NetworkManifest) -> None:
     """The segment that lies nearer to the head begins and ends higher in the coronal view."""
     pixels = picture(montage_png(*phantom(), manifest))
     coronal = pixels[74:, 28 + 4 * 274 + 10 :]
@@ -117,14 +117,14 @@ def test_head_is_up_in_the_coronal_view(manifest: ModelManifest) -> None:
 
 @pytest.mark.parametrize("axes", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
 def test_array_order_does_not_change_the_picture(
-    manifest: ModelManifest, axes: tuple[int, ...]
+    manifest: NetworkManifest, axes: tuple[int, ...]
 ) -> None:
     """Feet first, prone or mirrored storage: the same anatomy is the same picture."""
     upright = phantom()
     assert montage_png(*turned(*upright, axes), manifest) == montage_png(*upright, manifest)
 
 
-def test_sagittal_storage_gives_the_same_picture(manifest: ModelManifest) -> None:
+def test_sagittal_storage_gives_the_same_picture(manifest: NetworkManifest) -> None:
     """Slices stored from right to left are turned to axial."""
     volume, labels = phantom()
     order = (2, 0, 1)
@@ -136,7 +136,7 @@ def test_sagittal_storage_gives_the_same_picture(manifest: ModelManifest) -> Non
     assert shown == montage_png(volume, labels, manifest)
 
 
-def test_anatomy_stays_visible_under_the_fill(manifest: ModelManifest) -> None:
+def test_anatomy_stays_visible_under_the_fill(manifest: NetworkManifest) -> None:
     """Inside a segment at most a quarter of the colour is laid over the image."""
     volume, labels = phantom()
     flat = Volume(np.full_like(volume.array, 400), volume.affine, SPACING_MM, ())
@@ -148,7 +148,7 @@ def test_anatomy_stays_visible_under_the_fill(manifest: ModelManifest) -> None:
     assert np.median(filled[:, 0]) >= 255 * 0.75
 
 
-def test_volumes_are_voxels_times_their_size(manifest: ModelManifest) -> None:
+def test_volumes_are_voxels_times_their_size(manifest: NetworkManifest) -> None:
     """The legend's numbers: 24 x 40 x 36 voxels of 20 cubic millimetres are 691.2 ml."""
     volume, labels = phantom()
     labels = np.where(labels == 1, labels, 0).astype(np.uint8)
@@ -160,7 +160,7 @@ def test_volumes_are_voxels_times_their_size(manifest: ModelManifest) -> None:
     assert right_ml == 0
 
 
-def test_single_labelled_slice_makes_a_picture(manifest: ModelManifest) -> None:
+def test_single_labelled_slice_makes_a_picture(manifest: NetworkManifest) -> None:
     """The smallest finding is shown too."""
     volume, labels = phantom()
     labels = np.zeros_like(labels)
@@ -168,7 +168,7 @@ def test_single_labelled_slice_makes_a_picture(manifest: ModelManifest) -> None:
     assert picture(montage_png(volume, labels, manifest)).shape[0] > 100
 
 
-def test_nothing_found_makes_no_picture(manifest: ModelManifest) -> None:
+def test_nothing_found_makes_no_picture(manifest: NetworkManifest) -> None:
     """An empty label map is a result without a picture."""
     volume, labels = phantom()
     with pytest.raises(EmptyResult):

@@ -1,0 +1,1 @@
+"""What the author of a model needs: `segnode models new`, `seal`, `check` and `pack`."""
