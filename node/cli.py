@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from node import log
 from node.errors import NodeError
+from node.kinds import ResultKind
 from node.settings import load, load_compute
 
 if TYPE_CHECKING:
@@ -324,6 +325,9 @@ def process(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="DICOM, any depth.")],
     model: Annotated[str, typer.Option(help="Name of a model (`segnode models`).")],
     out: Annotated[Path, typer.Option(file_okay=False, help="Where the results are written.")],
+    result: Annotated[
+        list[ResultKind], typer.Option(help="A kind of result; may be given again.")
+    ] = [ResultKind.SEG],  # noqa: B006 - typer reads it, nobody changes it
 ) -> None:
     """The same steps without servers, for a folder of DICOM."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: see service.py
@@ -340,7 +344,7 @@ def process(
         def report(text: str, share: float) -> None:
             progress.update(bar, description=text, completed=share)
 
-        written = process_folder(load(), folder, model, out, report)
+        written = process_folder(load(), folder, model, out, report, result)
     _out.print(tables.written(written))
     if not all(one.ok for one in written):
         raise typer.Exit(1)

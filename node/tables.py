@@ -112,6 +112,12 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
             facts.add_row(name, str(value))
     for reason in one.facts.get("left_out", ()):
         facts.add_row("left out", reason)
+    for name, kinds in one.facts.get("deliveries", {}).items():
+        facts.add_row("results", f"{name}: {', '.join(kinds)}")
+    for name, refusal in one.facts.get("fallback", {}).items():
+        facts.add_row("fallback", f"{name} refused the Segmentation ({refusal}): captures instead")
+    if told := one.facts.get("explained"):
+        facts.add_row("told why", ", ".join(told))
     for name, proof in one.facts.get("proofs", {}).items():
         facts.add_row("proof", f"{name}: {proof['by']}")
     tries = Table(box=box.SIMPLE)

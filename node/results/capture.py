@@ -19,7 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from node.results.report import NOTICE, quiet, reference_to, state_origin, title_of
 from node.results.seg import MANUFACTURER, Algorithm
-from node.results.source import SourceSeries
+from node.results.source import SourceSeries, is_projection
 from node.results.uids import ResultIdentity
 from node.sdk import Segment
 
@@ -34,7 +34,6 @@ _GEOMETRY = (
     "PositionReferenceIndicator",
     "ImageOrientationPatient",
     "SliceThickness",
-    "BodyPartExamined",
 )
 
 _WHITE = (255, 255, 255)
@@ -61,7 +60,8 @@ def encode_captures(
     labels
         uint8, the same shape: 0, or the number of a segment.
     source_instances
-        De-identified headers, ``source_instances[i]`` being the slice of ``images[i]``.
+        De-identified headers, ``source_instances[i]`` being the slice of ``images[i]``; or one
+        radiograph, whose picture has no place in the patient either.
     window
         What is black and what is white.
     every
@@ -183,7 +183,7 @@ def _series(shape: tuple[int, int], study: Dataset, identity: ResultIdentity) ->
         study_time=study.StudyTime,
         referring_physician_name=study.ReferringPhysicianName,
         patient_orientation=_patient_orientation(study),
-        pixel_spacing=tuple(study.PixelSpacing),
+        pixel_spacing=None if is_projection(study) else tuple(study.PixelSpacing),
         specific_character_set="ISO_IR 192",
         series_description=identity.series_description,
         transfer_syntax_uid=ExplicitVRLittleEndian,
@@ -192,11 +192,13 @@ def _series(shape: tuple[int, int], study: Dataset, identity: ResultIdentity) ->
     picture.ConversionType = "WSD"
     picture.BurnedInAnnotation = "YES"
     picture.DerivationDescription = "Segments drawn over the source image"
-    if "BodyPartExamined" not in study:
-        picture.Laterality = ""  # type 2C of General Series: the part may be one of a pair
-    for keyword in _GEOMETRY:
+    if is_projection(study):
+        picture.PatientOrientation = study.get("PatientOrientation")
+    for keyword in ("BodyPartExamined", *(() if is_projection(study) else _GEOMETRY)):
         if keyword in study:
             picture.add(study[keyword])
+    if "BodyPartExamined" not in study:
+        picture.Laterality = ""  # type 2C of General Series: the part may be one of a pair
     return picture
 
 
@@ -211,7 +213,8 @@ def _instance(
     picture.SOPInstanceUID = identity.uid(f"capture:{index}")
     picture.file_meta.MediaStorageSOPInstanceUID = picture.SOPInstanceUID
     picture.InstanceNumber = index + 1
-    picture.ImagePositionPatient = source.ImagePositionPatient
+    if not is_projection(source):
+        picture.ImagePositionPatient = source.ImagePositionPatient
     picture.SourceImageSequence = [_source_item(source)]
     picture.PixelData = pixels.tobytes()
     return picture
@@ -219,6 +222,8 @@ def _instance(
 
 def _patient_orientation(source: Dataset) -> tuple[str, str]:
     """PatientOrientation (0020,0020): where rows and columns of the plane lead, as a letter."""
+    if is_projection(source):
+        return "L", "F"  # highdicom wants one; what the radiograph says takes its place
     row, column = np.reshape(np.asarray(source.ImageOrientationPatient, float), (2, 3))
     directions = np.stack([row, column, np.cross(row, column)], axis=1)
     along_row, along_column, _ = hd.spatial.get_closest_patient_orientation(directions)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 
-from node.sdk import LabelMap, Segment, Volume
+from node.sdk import LabelMap, Radiograph, Segment, Volume
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,54 @@ class SegmentMeasurements:
     last_slice: int | None = None
 
 
+@dataclass(frozen=True)
+class ProjectedMeasurements:
+    """Of one segment of a radiograph. What a pixel measures in the patient, a projection does not
+    say: there are no millilitres and no millimetres.
+
+    Attributes
+    ----------
+    number
+        :attr:`node.sdk.Segment.number`.
+    share
+        Of the image's area, 0 to 1; 0 where the segment was not found.
+    """
+
+    number: int
+    share: float
+
+
+Measurements = Sequence[SegmentMeasurements | ProjectedMeasurements]
+"""Of one result: all of a volume, or all of a radiograph, in the order of its segments."""
+
+
 def measure(
     volume: Volume, label_map: LabelMap, segments: Sequence[Segment]
 ) -> list[SegmentMeasurements]:
     """Measure each segment, in the order given; rounded to what the image can support."""
     return [_measured(volume, label_map.array == s.number, s.number) for s in segments]
+
+
+def measure_case(
+    case: Volume | Radiograph, label_map: LabelMap, segments: Sequence[Segment]
+) -> Measurements:
+    """Measure what was segmented, whichever it is."""
+    if isinstance(case, Volume):
+        return measure(case, label_map, segments)
+    shares = {s.number: float((label_map.array == s.number).mean()) for s in segments}
+    return [ProjectedMeasurements(number, round(share, 6)) for number, share in shares.items()]
+
+
+def as_json(measurements: Measurements) -> list[dict[str, Any]]:
+    """One plain object for each segment, its keys the names of the attributes."""
+    return [asdict(found) for found in measurements]
+
+
+def from_json(entries: Sequence[Mapping[str, Any]]) -> Measurements:
+    """What :func:`as_json` wrote."""
+    if any("share" in entry for entry in entries):
+        return [ProjectedMeasurements(**entry) for entry in entries]
+    return [SegmentMeasurements(**entry) for entry in entries]
 
 
 def _measured(volume: Volume, mask: npt.NDArray[np.bool_], number: int) -> SegmentMeasurements:

@@ -15,7 +15,7 @@ from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Paragraph, Table, TableStyle
 
-from node.results.measurements import SegmentMeasurements
+from node.results.measurements import Measurements
 from node.results.report import (
     NOTICE,
     complete_report,
@@ -37,7 +37,7 @@ _BODY = ParagraphStyle("body", fontName="Helvetica", fontSize=10, leading=13)
 
 def encode_pdf(
     picture_png: bytes,
-    measurements: Sequence[SegmentMeasurements],
+    measurements: Measurements,
     source_instances: Sequence[Dataset],
     segments: Sequence[Segment],
     algorithm: Algorithm,

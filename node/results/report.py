@@ -12,7 +12,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from node.results.measurements import SegmentMeasurements
+from node.results.measurements import ProjectedMeasurements, SegmentMeasurements
 from node.results.seg import MANUFACTURER, Algorithm, processing_equipment
 from node.results.uids import ResultIdentity
 
@@ -26,8 +26,12 @@ _TIMES = (
 )
 
 
-def in_words(found: SegmentMeasurements, source_instances: Sequence[Dataset]) -> str:
+def in_words(
+    found: SegmentMeasurements | ProjectedMeasurements, source_instances: Sequence[Dataset]
+) -> str:
     """What was measured of a segment, for a person; ASCII, says so when it was not found."""
+    if isinstance(found, ProjectedMeasurements):
+        return f"{found.share:.1%} of the image" if found.share else "not found"
     if not found.volume_ml:
         return "not found"
     said = [f"volume {found.volume_ml:,.1f} ml"]

@@ -11,10 +11,10 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import BasicTextSRStorage
 
-from node.results.measurements import SegmentMeasurements
+from node.results.measurements import Measurements
 from node.results.report import NOTICE, complete_report, in_words, new_document, quiet, title_of
 from node.results.seg import Algorithm
-from node.results.source import SourceSeries
+from node.results.source import named
 from node.results.uids import ResultIdentity
 from node.sdk import Segment
 
@@ -24,7 +24,7 @@ CONTAINS = hd.RelationshipTypeValues.CONTAINS
 
 
 def encode_text_sr(
-    measurements: Sequence[SegmentMeasurements],
+    measurements: Measurements,
     source_instances: Sequence[Dataset],
     segments: Sequence[Segment],
     algorithm: Algorithm,
@@ -56,8 +56,11 @@ def text_document(
     algorithm: Algorithm,
     identity: ResultIdentity,
 ) -> Dataset:
-    """Paragraphs as a Basic Text SR of the sources' study, unverified."""
-    sources = SourceSeries.of(source_instances).headers
+    """Paragraphs as a Basic Text SR of the sources' study, unverified.
+
+    ``source_instances`` need not form a volume: this may be what the document says.
+    """
+    sources = named(source_instances)
     with quiet():
         report = _document(sources, identity)
         content = _content(paragraphs, algorithm)
