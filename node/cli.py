@@ -227,12 +227,17 @@ def models_pack(
 def pacs_check(name: Annotated[str, typer.Argument(help="Name of the peer.")]) -> None:
     """Ask a destination what it takes: echo, SOP classes, transfer syntaxes, query, commitment."""
     from node import tables
-    from node.doctor import check_destination
+    from node.destination_check import check_destination
     from node.wiring import Hospital
 
-    findings = check_destination(Hospital(load()), name)
-    _out.print(tables.findings(findings))
-    if any(finding.level == "wrong" for finding in findings):
+    found = check_destination(Hospital(load()), name)
+    _out.print(tables.findings(found.findings))
+    if found.taken:
+        _out.print(tables.kinds_taken(found.taken))
+    if found.proposed:
+        line = ", ".join(f'"{kind}"' for kind in found.proposed)
+        _out.print(f"Profile that fits: results = [{line}]", markup=False, highlight=False)
+    if any(finding.level == "wrong" for finding in found.findings):
         raise typer.Exit(1)
 
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from pydicom.uid import UID
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from node.edges.supervisor import ProcessInfo
 from node.jobs import Attempt, Job, State
+from node.kinds import ResultKind
 from node.sdk import CommandManifest, ModelManifest
 
 _COLOURS: Mapping[State, str] = {
@@ -173,6 +175,17 @@ def findings(found: Sequence[Finding]) -> Table:
     for finding in found:
         text = finding.found + (f"\n→ {finding.remedy}" if finding.remedy else "")
         table.add_row(signs[finding.level], finding.subject, Text(text))
+    return table
+
+
+def kinds_taken(found: Mapping[ResultKind, Mapping[str, bool]]) -> Table:
+    """Which kinds of result a destination takes, in which transfer syntax."""
+    table = Table(box=box.SIMPLE)
+    for column in ("result", "SOP class", *next(iter(found.values()))):
+        table.add_column(column, overflow="fold")
+    for kind, syntaxes in found.items():
+        signs = ["[green]✓[/]" if accepted else "[dim]-[/]" for accepted in syntaxes.values()]
+        table.add_row(str(kind), UID(kind.sop_class_uid).name.removesuffix(" Storage"), *signs)
     return table
 
 
