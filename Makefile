@@ -36,13 +36,13 @@ test: setup check ## everything, with real servers on ports of their own
 	@deploy/install-viewer.sh || test -z "$$CI"
 	@$(PYTHON) -m pytest
 
-test-viewer: setup ## a radiologist's viewer (OHIF in Chromium) shows our results in the right place
+test-viewer: setup ## a radiologist's viewer (OHIF in Chromium) shows results in the right place
 	@deploy/install-viewer.sh
 	@$(PYTHON) -m pytest tests/viewer
 
-gallery: setup ## docs/gallery.md: one CT as a viewer shows its results; DICOM=folder of a chest CT
+gallery: setup ## docs/gallery.md: the demo's CT and its results as a viewer shows them
 	@deploy/install-viewer.sh
-	@$(PYTHON) -m tests.viewer.gallery $(DICOM)
+	@$(PYTHON) -m tests.viewer.gallery
 
 check: setup ## style, types, who imports whom
 	@$(VENV)/bin/ruff check .

@@ -35,7 +35,7 @@ WEBGL_WITHOUT_A_GPU = (
     "--ignore-gpu-blocklist",
 )
 QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
-PATIENCE_MS = 120_000
+PATIENCE_MS = 240_000
 FRAMES_BETWEEN_SHOTS = 12
 MOST_SHOTS = 20
 
@@ -179,6 +179,25 @@ class Reader:
             Photograph(_picture(shown), _picture(without), _points(shown))
             for shown, without in zip(shots, hidden, strict=True)
         ]
+
+    def scroll_to(self, position: Sequence[float]) -> None:
+        """Show the slice at an ImagePositionPatient."""
+        self._scrolled_to(position)
+
+    def open_document(self, series_description: str) -> None:
+        """Double-click a report's thumbnail; returns when its text is on the screen."""
+        self.page.get_by_text(series_description, exact=True).first.dblclick()
+        self.page.get_by_text("Findings").first.wait_for()
+
+    def page_picture(self, frames: int = 60) -> Image.Image:
+        """The whole page, with the viewer's own text, after ``frames`` of its animation."""
+        self.page.evaluate(
+            """async n => {
+                for (let i = 0; i < n; i++) await new Promise(requestAnimationFrame);
+            }""",
+            frames,
+        )
+        return Image.open(io.BytesIO(self.page.screenshot(timeout=PATIENCE_MS)))
 
     def _scrolled_to(self, position: Sequence[float]) -> Shot:
         self.page.evaluate(_SCROLL, [float(value) for value in position])
