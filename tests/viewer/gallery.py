@@ -35,9 +35,9 @@ PAGE = """\
 # Gallery
 
 The demo's CT and what the node returns for it, made by `make gallery`: `segnode process` with the
-model `{model}` makes the results; OHIF {version}, as published, shows them in Chromium. Outlines and
-numbers are the model's; nobody corrected them, and they are not for diagnosis. That the pixels lie
-where they should is measured by `make test-viewer`.
+model `{model}` makes the results; OHIF {version}, as published, shows them in Chromium. Outlines
+and numbers are the model's; nobody corrected them, and they are not for diagnosis. That the pixels
+lie where they should is measured by `make test-viewer`.
 
 The CT is patient CMB-CRC-MSB-01068 of the collection CMB-CRC (Cancer Moonshot Biobank, Colorectal
 Cancer) of The Cancer Imaging Archive, [doi:10.7937/DJG7-GZ87](https://doi.org/10.7937/DJG7-GZ87),
@@ -119,9 +119,6 @@ def process(folder: Path, out: Path) -> list[Dataset]:
 
 def shown(study: Study, executable: str, storage: Path) -> dict[str, Image.Image]:
     """The pages of the viewer, by name of the picture."""
-    uid = study.source[0].StudyInstanceUID
-    segmentation = study.results_of(SegmentationStorage)[0].SeriesDescription
-    text = study.results_of(BasicTextSRStorage)[0].SeriesDescription
     with (
         OrthancServer(storage, bridge=NO_BRIDGE) as orthanc,
         one_origin(HOME / VERSIONS[0], orthanc.url, orthanc.auth) as origin,
@@ -129,19 +126,27 @@ def shown(study: Study, executable: str, storage: Path) -> dict[str, Image.Image
     ):
         for instance in (*study.source, *study.results):
             orthanc.upload(part10(instance))
-        pictures: dict[str, Image.Image] = {}
         with Reader(context, origin) as reader:
-            reader.open_study(uid)
-            reader.open_segmentation(segmentation)
-            reader.scroll_to(middle(study).ImagePositionPatient)
-            pictures["2d"] = reader.page_picture()
-            reader.open_document(text)
-            pictures["text-sr"] = reader.page_picture()
+            flat = read_in_two_dimensions(study, reader)
         with Reader(context, origin) as reader:
-            reader.open_study(uid, IN_THREE_DIMENSIONS)
-            reader.open_segmentation(segmentation)
-            pictures["3d"] = reader.page_picture()
-    return pictures
+            return flat | read_in_three_dimensions(study, reader)
+
+
+def read_in_two_dimensions(study: Study, reader: Reader) -> dict[str, Image.Image]:
+    """The Segmentation over a slice, and the report."""
+    reader.open_study(study.source[0].StudyInstanceUID)
+    reader.open_segmentation(study.results_of(SegmentationStorage)[0].SeriesDescription)
+    reader.scroll_to(middle(study).ImagePositionPatient)
+    over_a_slice = reader.page_picture()
+    reader.open_document(study.results_of(BasicTextSRStorage)[0].SeriesDescription)
+    return {"2d": over_a_slice, "text-sr": reader.page_picture()}
+
+
+def read_in_three_dimensions(study: Study, reader: Reader) -> dict[str, Image.Image]:
+    """The Segmentation in three planes and as surfaces."""
+    reader.open_study(study.source[0].StudyInstanceUID, IN_THREE_DIMENSIONS)
+    reader.open_segmentation(study.results_of(SegmentationStorage)[0].SeriesDescription)
+    return {"3d": reader.page_picture()}
 
 
 def middle(study: Study) -> Dataset:

@@ -159,7 +159,7 @@ class Reader:
 
         AssertionError, with what the browser's console said, when the viewer does not load it.
         """
-        self.page.get_by_text(series_description, exact=True).first.dblclick()
+        self._double_click(series_description)
         try:
             self.page.wait_for_function(_SEGMENTATION_IS_THERE)
         except BrowserTimeout:
@@ -186,7 +186,7 @@ class Reader:
 
     def open_document(self, series_description: str) -> None:
         """Double-click a report's thumbnail; returns when its text is on the screen."""
-        self.page.get_by_text(series_description, exact=True).first.dblclick()
+        self._double_click(series_description)
         self.page.get_by_text("Findings").first.wait_for()
 
     def page_picture(self, frames: int = 60) -> Image.Image:
@@ -198,6 +198,10 @@ class Reader:
             frames,
         )
         return Image.open(io.BytesIO(self.page.screenshot(timeout=PATIENCE_MS)))
+
+    def _double_click(self, series_description: str) -> None:
+        # As an event: the page may be too busy with a volume to hold still for a mouse.
+        self.page.get_by_text(series_description, exact=True).first.dispatch_event("dblclick")
 
     def _scrolled_to(self, position: Sequence[float]) -> Shot:
         self.page.evaluate(_SCROLL, [float(value) for value in position])
