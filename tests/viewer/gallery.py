@@ -45,7 +45,7 @@ Cancer) of The Cancer Imaging Archive, [doi:10.7937/DJG7-GZ87](https://doi.org/1
 
 ## The Segmentation over its source, in OHIF
 
-![A slice with both lungs coloured, and the list of segments](img/gallery-2d.png)
+![A slice with both lungs coloured](img/gallery-2d.png)
 
 ## The same Segmentation in three planes and as surfaces, in OHIF
 
