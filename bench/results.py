@@ -5,8 +5,9 @@
 
 Each is made in a process of its own, so that nobody's memory counts for another. Seconds are those
 of the processor, of making and writing the object; reading the source counts for nobody but dcmqi,
-whose program cannot be asked to start later. It ends with 1 if ours takes more than half of
-highdicom's time for two segments.
+whose program cannot be asked to start later. Ours has to do more than highdicom's call: to check
+the source's grid, and to read the finished object again and see that each mask lies on its slice.
+It ends with 1 if ours takes more than half of highdicom's time for two segments.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from copy import deepcopy
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
 from rich.console import Console
 from rich.table import Table
 
@@ -33,10 +37,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `tests` is no in
 from node.results.seg import Algorithm, build_seg, encode_seg
 from node.results.uids import ResultIdentity
 from node.sdk import Code, Segment
-from tests.phantoms import ct_series
+from tests.running_node import DEMO_CT
 
 SIZE = 512
 SEGMENTS = (1, 2, 5)
+#: The best of so many counts, for what else the machine does is not the maker's.
+RUNS = 3
 #: Of highdicom's time, for two segments: "Done when" of the issue that this measures.
 LIMIT = 0.5
 ALGORITHM = Algorithm("bench", "1.0.0", "ab" * 32)
@@ -45,22 +51,29 @@ ANATOMY = Code(value="123037004", scheme="SCT", meaning="Anatomical Structure")
 
 
 def headers(slices: int) -> list[Dataset]:
-    """A CT series of that many slices, as headers."""
-    small = ct_series(slices=slices, rows=8, columns=8, spacing_mm=(1.25, 0.7, 0.7))
-    for instance in small:
-        instance.Rows = instance.Columns = SIZE
-        del instance.PixelData
-    return small
+    """A CT series of that many slices, with the whole header of a scanner's."""
+    first = dcmread(DEMO_CT[0], stop_before_pixels=True)
+    made = []
+    for number in range(slices):
+        header = deepcopy(first)
+        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = f"2.25.{number + 1}"
+        header.InstanceNumber = number + 1
+        header.ImagePositionPatient = [-180, -180, round(1.25 * number, 2)]
+        header.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        header.Rows = header.Columns = SIZE
+        made.append(header)
+    return made
 
 
 def labels(slices: int, count: int) -> NDArray[np.uint8]:
     """Ellipsoids side by side, as organs are: each on four fifths of the slices."""
-    z, y, x = np.ogrid[-1 : 1 : slices * 1j, -1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
+    y, x = np.ogrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
     made = np.zeros((slices, SIZE, SIZE), np.uint8)
-    for number in range(1, count + 1):
-        middle = (2 * number - 1) / count - 1
-        inside = (z / 0.8) ** 2 + (y / 0.7) ** 2 + ((x - middle) * count / 0.9) ** 2 < 1
-        made[inside] = number
+    for index, z in enumerate(np.linspace(-1, 1, slices)):  # one by one: memory is measured later
+        for number in range(1, count + 1):
+            middle = (2 * number - 1) / count - 1
+            inside = (z / 0.8) ** 2 + (y / 0.7) ** 2 + ((x - middle) * count / 0.9) ** 2 < 1
+            made[index][inside] = number
     return made
 
 
@@ -84,16 +97,24 @@ def identity() -> ResultIdentity:
 
 
 def make(how: str, slices: int, count: int, file: Path) -> dict[str, float]:
-    """Run in a process of its own: make one object and write it."""
+    """Run in a process of its own: make one object and write it.
+
+    A worker lives long: what is loaded at the first object, by both alike, is loaded before.
+    """
     made, sources = labels(slices, count), headers(slices)
     encode = {"segnode": encode_seg, "highdicom": build_seg}[how]
+    middle = slice(slices // 2, slices // 2 + 3)
+    encode(made[middle], sources[middle], segments(count), ALGORITHM, identity())
     before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    start = time.process_time()
-    dataset = encode(made, sources, segments(count), ALGORITHM, identity())
-    dataset.save_as(file, enforce_file_format=True)
-    seconds = time.process_time() - start
+    seconds = []
+    for _ in range(RUNS):
+        start = time.process_time()
+        dataset = encode(made, sources, segments(count), ALGORITHM, identity())
+        dataset.save_as(file, enforce_file_format=True)
+        seconds.append(time.process_time() - start)
+        del dataset
     after_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "memory_mib": after_mib - before_mib}
+    return {"seconds": min(seconds), "memory_mib": after_mib - before_mib}
 
 
 def make_with_dcmqi(program: Path, slices: int, count: int, folder: Path) -> dict[str, float]:
@@ -103,6 +124,7 @@ def make_with_dcmqi(program: Path, slices: int, count: int, folder: Path) -> dic
     for number, header in enumerate(headers(slices)):
         header.PixelData = bytes(2 * SIZE * SIZE)
         header["PixelData"].VR = "OW"
+        header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         header.save_as(source / f"{number:04}.dcm", enforce_file_format=True)
     _write_nrrd(folder / "labels.nrrd", labels(slices, count), headers(slices))
     coded = {"CodeValue": ORGAN.value, "CodingSchemeDesignator": "SCT", "CodeMeaning": "Organ"}
