@@ -61,6 +61,11 @@ _SCROLL = """async position => {
     await viewport.setImageIdIndex(distances.indexOf(Math.min(...distances)));
     viewport.render();
 }"""
+_SURFACES_ARE_THERE = """() => {
+    const viewports = window.cornerstone.getRenderingEngines()[0].getViewports();
+    const solid = viewports.find(viewport => viewport.type === 'volume3d');
+    return solid?.getActors().length > 1; // the CT itself, and the surfaces
+}"""
 _HIDE = """() => {
     const viewport = window.cornerstone.getRenderingEngines()[0].getViewports()[0];
     const { config, state } = window.cornerstoneTools.segmentation;
@@ -70,6 +75,9 @@ _HIDE = """() => {
     viewport.render();
 }"""
 # Frames, not seconds: they are as slow as the machine is.
+_FRAMES = """async frames => {
+    for (let i = 0; i < frames; i++) await new Promise(requestAnimationFrame);
+}"""
 _SHOOT = """async frames => {
     for (let i = 0; i < frames; i++) await new Promise(requestAnimationFrame);
     const viewport = window.cornerstone.getRenderingEngines()[0].getViewports()[0];
@@ -189,15 +197,19 @@ class Reader:
         self._double_click(series_description)
         self.page.get_by_text("Findings").first.wait_for()
 
-    def page_picture(self, frames: int = 60) -> Image.Image:
-        """The whole page, with the viewer's own text, after ``frames`` of its animation."""
-        self.page.evaluate(
-            """async n => {
-                for (let i = 0; i < n; i++) await new Promise(requestAnimationFrame);
-            }""",
-            frames,
-        )
-        return Image.open(io.BytesIO(self.page.screenshot(timeout=PATIENCE_MS)))
+    def wait_for_surfaces(self) -> None:
+        """Return when the 3D view has a surface beside the volume."""
+        self.page.wait_for_function(_SURFACES_ARE_THERE)
+
+    def page_picture(self) -> Image.Image:
+        """The whole page, with the viewer's own text, when it no longer changes."""
+        picture = self.page.screenshot()
+        for _ in range(MOST_SHOTS):
+            self.page.evaluate(_FRAMES, 5 * FRAMES_BETWEEN_SHOTS)
+            before, picture = picture, self.page.screenshot()
+            if picture == before:
+                break
+        return Image.open(io.BytesIO(picture))
 
     def _double_click(self, series_description: str) -> None:
         # As an event: the page may be too busy with a volume to hold still for a mouse.
