@@ -6,10 +6,10 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEMO := SEGNODE_CONFIG=deploy/demo/segnode.toml
 
-.PHONY: help setup demo down test check bench lock clean
+.PHONY: help setup demo down test test-viewer gallery check bench lock clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 21
 
 setup: $(STAMP) ## install what is missing: Debian packages, Orthanc in its own root, a venv
 
@@ -30,9 +30,19 @@ demo: setup ## a stand-in PACS pushes a chest CT; watch the segmentation come ho
 down: ## stop the node and the stand-in PACS
 	@test ! -x $(PYTHON) || $(DEMO) $(PYTHON) deploy/demo/demo.py down
 
+# Where Chromium or OHIF cannot be had, tests/viewer is skipped and says so; with CI set it may not be.
 test: setup check ## everything, with real servers on ports of their own
 	@deploy/install.sh
+	@deploy/install-viewer.sh || test -z "$$CI"
 	@$(PYTHON) -m pytest --numprocesses 2 --dist loadfile
+
+test-viewer: setup ## a radiologist's viewer (OHIF in Chromium) shows results in the right place
+	@deploy/install-viewer.sh
+	@$(PYTHON) -m pytest tests/viewer
+
+gallery: setup ## docs/gallery.md: the demo's CT and its results as a viewer shows them
+	@deploy/install-viewer.sh
+	@$(PYTHON) -m tests.viewer.gallery
 
 check: setup ## style, types, who imports whom
 	@$(VENV)/bin/ruff check .
@@ -47,4 +57,4 @@ lock: ## write requirements.lock from the environment as it is
 	@$(PYTHON) -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 
 clean: down ## remove what was made here: environment, Orthanc's root, working data
-	rm -rf $(VENV) .orthanc var .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .orthanc .viewer var .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -46,7 +46,11 @@ _DATE = re.compile(r"(?<!\d)\d{8}(?!\d)")
 
 
 def check_released(
-    data: bytes, crosswalk: Crosswalk, *, siblings: Collection[str] = frozenset()
+    data: bytes,
+    crosswalk: Crosswalk,
+    *,
+    siblings: Collection[str] = frozenset(),
+    sibling_series: Collection[str] = frozenset(),
 ) -> None:
     """Raise unless ``data`` may go back to the hospital.
 
@@ -62,6 +66,8 @@ def check_released(
         The crosswalk that it was restored with.
     siblings
         SOP Instance UIDs of other results of the same release, to which it may refer (SR to SEG).
+    sibling_series
+        Series Instance UIDs of these.
 
     Raises
     ------
@@ -77,7 +83,7 @@ def check_released(
     _check_no_pseudonym(own, crosswalk)
     _check_no_pseudonym_in_bytes(data, crosswalk)
     _check_references(own, crosswalk, allowed)
-    _check_no_strange_pseudonym(own, crosswalk, allowed)
+    _check_no_strange_pseudonym(own, crosswalk, allowed.union(sibling_series))
 
 
 def holds_pseudonym(element: Element, crosswalk: Crosswalk) -> bool:

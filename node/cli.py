@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from node import log
 from node.errors import NodeError
+from node.kinds import ResultKind
 from node.settings import load, load_compute
 
 if TYPE_CHECKING:
@@ -226,12 +227,17 @@ def models_pack(
 def pacs_check(name: Annotated[str, typer.Argument(help="Name of the peer.")]) -> None:
     """Ask a destination what it takes: echo, SOP classes, transfer syntaxes, query, commitment."""
     from node import tables
-    from node.doctor import check_destination
+    from node.destination_check import check_destination
     from node.wiring import Hospital
 
-    findings = check_destination(Hospital(load()), name)
-    _out.print(tables.findings(findings))
-    if any(finding.level == "wrong" for finding in findings):
+    found = check_destination(Hospital(load()), name)
+    _out.print(tables.findings(found.findings))
+    if found.taken:
+        _out.print(tables.kinds_taken(found.taken))
+    if found.proposed:
+        line = ", ".join(f'"{kind}"' for kind in found.proposed)
+        _out.print(f"Profile that fits: results = [{line}]", markup=False, highlight=False)
+    if any(finding.level == "wrong" for finding in found.findings):
         raise typer.Exit(1)
 
 
@@ -324,6 +330,9 @@ def process(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="DICOM, any depth.")],
     model: Annotated[str, typer.Option(help="Name of a model (`segnode models`).")],
     out: Annotated[Path, typer.Option(file_okay=False, help="Where the results are written.")],
+    result: Annotated[
+        list[ResultKind], typer.Option(help="A kind of result; may be given again.")
+    ] = [ResultKind.SEG],  # noqa: B006 - typer reads it, nobody changes it
 ) -> None:
     """The same steps without servers, for a folder of DICOM."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: see service.py
@@ -340,7 +349,7 @@ def process(
         def report(text: str, share: float) -> None:
             progress.update(bar, description=text, completed=share)
 
-        written = process_folder(load(), folder, model, out, report)
+        written = process_folder(load(), folder, model, out, report, result)
     _out.print(tables.written(written))
     if not all(one.ok for one in written):
         raise typer.Exit(1)

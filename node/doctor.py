@@ -1,4 +1,4 @@
-"""`segnode doctor` and `segnode pacs check`: look at everything, say what to do."""
+"""`segnode doctor`: look at everything, say what to do."""
 
 from __future__ import annotations
 
@@ -7,20 +7,12 @@ import shutil
 import stat
 from collections.abc import Iterator
 
-from pydicom.uid import (
-    BasicTextSRStorage,
-    Comprehensive3DSRStorage,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    SecondaryCaptureImageStorage,
-    SegmentationStorage,
-)
-
 from node import service, vault_keys
+from node.destination_check import echoed
 from node.errors import NodeError
 from node.runtimes.network import verified_weights
 from node.sdk import CommandManifest
-from node.settings import DicomPeer, Settings
+from node.settings import Settings
 from node.tables import Finding
 from node.wiring import Hospital
 
@@ -29,12 +21,6 @@ _TOOLS = {
     "redis-server": "the broker",
 }
 _LOW_DISK_BYTES = 5 * 2**30
-_RESULT_CLASSES = {
-    "Segmentation": SegmentationStorage,
-    "Comprehensive 3D SR": Comprehensive3DSRStorage,
-    "Basic Text SR": BasicTextSRStorage,
-    "Secondary Capture": SecondaryCaptureImageStorage,
-}
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
@@ -49,52 +35,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _rules(settings)
     yield from _parts(hospital)
     for name in hospital.destinations:
-        yield _echo(hospital, name)
-
-
-def check_destination(hospital: Hospital, name: str) -> list[Finding]:
-    """What one destination is and takes.
-
-    Raises
-    ------
-    NodeError
-        There is no peer of that name.
-    """
-    if name not in hospital.destinations:
-        raise NodeError(
-            f"There is no peer {name!r}",
-            remedy=f"Peers in segnode.toml: {', '.join(hospital.destinations) or 'none'}.",
-        )
-    found = [_echo(hospital, name)]
-    peer = next((peer for peer in hospital.settings.dicom_peers if peer.name == name), None)
-    if found[0].level == "wrong" or peer is None:
-        return found
-    return found + list(_negotiated(hospital, peer))
-
-
-def _negotiated(hospital: Hospital, peer: DicomPeer) -> Iterator[Finding]:
-    destination = hospital.dicom(peer)
-    syntaxes = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-    answer = destination.negotiate(tuple(_RESULT_CLASSES.values()), syntaxes)
-    for title, sop_class in _RESULT_CLASSES.items():
-        taken = [syntax.name for syntax in syntaxes if answer.storage[sop_class, syntax]]
-        needed = sop_class == SegmentationStorage
-        yield Finding(
-            "good" if taken else ("wrong" if needed else "note"),
-            title,
-            f"taken in {', '.join(taken)}" if taken else "not taken",
-            "" if taken else "Have the PACS accept this SOP class from this AE title.",
-        )
-    yield _offered("Query (C-FIND)", answer.study_root_find, "proof of delivery without commitment")
-    yield _offered(
-        "Storage commitment", answer.storage_commitment, "the strongest proof of delivery"
-    )
-
-
-def _offered(subject: str, offered: bool, use: str) -> Finding:
-    if offered:
-        return Finding("good", subject, f"offered: {use}")
-    return Finding("note", subject, f"not offered; it would be {use}")
+        yield echoed(hospital, name)
 
 
 def _programs(settings: Settings) -> Iterator[Finding]:
@@ -202,11 +143,3 @@ def _parts(hospital: Hospital) -> Iterator[Finding]:
         else:
             log = hospital.settings.var_dir / part.log
             yield Finding("wrong", part.name, "does not answer", f"Run `segnode up`; see {log}.")
-
-
-def _echo(hospital: Hospital, name: str) -> Finding:
-    try:
-        hospital.destinations[name].echo()
-    except NodeError as error:
-        return Finding("wrong", f"peer {name}", str(error), error.remedy)
-    return Finding("good", f"peer {name}", "answers")

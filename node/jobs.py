@@ -55,6 +55,8 @@ class Event(StrEnum):
     CLAIM = "claim"
     STEP_DONE = "step done"
     LAST_STEP_DONE = "last step done"
+    REDIRECT = "redirect"  #: goes on at another step: something else is made of the job
+    EXPLAINED = "explained"  #: the destinations keep the document that says why there is no result
     UNAVAILABLE = "unavailable"
     ATTEMPTS_USED_UP = "attempts used up"
     REJECT = "reject"
@@ -75,6 +77,8 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (State.WAITING, Event.CLAIM): State.RUNNING,
     (State.RUNNING, Event.STEP_DONE): State.QUEUED,
     (State.RUNNING, Event.LAST_STEP_DONE): State.CONFIRMED,
+    (State.RUNNING, Event.REDIRECT): State.QUEUED,
+    (State.RUNNING, Event.EXPLAINED): State.REJECTED,
     (State.RUNNING, Event.UNAVAILABLE): State.WAITING,
     (State.RUNNING, Event.ATTEMPTS_USED_UP): State.FAILED,
     (State.RUNNING, Event.REJECT): State.REJECTED,
@@ -162,6 +166,22 @@ class Wish:
     model: str
     model_digest: str
     destinations: tuple[str, ...]
+    explain: bool = False  #: say so to the destinations when the series is not suitable
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a job makes no result: the error's class, its cause and its remedy."""
+
+    error: str
+    cause: str
+    remedy: str
+
+
+def unsuitable(job: Job) -> Reason | None:
+    """Why there is no result, if the job's result is a document that says so."""
+    plain = job.facts.get("unsuitable")
+    return Reason(**plain) if plain else None
 
 
 @dataclass(frozen=True)
@@ -179,6 +199,23 @@ class Routed:
 
 
 @dataclass(frozen=True)
+class Redirect:
+    """The job goes on at ``step``; ``facts`` are added to its own."""
+
+    step: StepName
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    cause: str = ""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Nothing is left to do for a job without a result: the destinations were told why."""
+
+    reason: Reason
+    destinations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class HandedOver:
     """Another zone works on the step now; its message will finish it."""
 
@@ -191,7 +228,7 @@ class NotYet:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-Outcome = Done | Routed | HandedOver | NotYet
+Outcome = Done | Routed | Redirect | Explained | HandedOver | NotYet
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from node.jobs import Event, Job, StepName, Wish
+from node.jobs import Event, Explained, Job, StepName, Wish
 
 
 class Instances(Protocol):
@@ -118,6 +118,11 @@ class Leases(Protocol):
     def finish(self, job: Job, facts: Mapping[str, Any]) -> Job | None:
         """The step is done, the next one is due; None when it was no longer ours."""
 
+    def redirect(
+        self, job: Job, step: StepName, facts: Mapping[str, Any], cause: str
+    ) -> Job | None:
+        """The job goes on at ``step``, fresh; None when it was no longer ours."""
+
     def fork(self, job: Job, wishes: Sequence[Wish]) -> list[Job]:
         """Route is done: one job for each wish."""
 
@@ -135,3 +140,6 @@ class Leases(Protocol):
 
     def end(self, job: Job, event: Event, *, cause: str, remedy: str, error: str) -> None:
         """Stop the job, with its cause and remedy."""
+
+    def explained(self, job: Job, done: Explained) -> None:
+        """Stop a job whose destinations were told why it has no result."""

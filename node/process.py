@@ -21,12 +21,13 @@ from node.edges.artifacts import FolderArtifacts
 from node.errors import DamagedInstance, NodeError, Rejected
 from node.imaging.decoding import Decoders, decoding_processes
 from node.jobs import BY_HAND, Done, Job, StepName, Wish
+from node.kinds import ResultKind
 from node.packages import Model, find_models, load_model
 from node.pipeline.deidentify import deidentify
 from node.pipeline.encode import encode
 from node.pipeline.headers import read_header
 from node.pipeline.infer import infer
-from node.pipeline.outbound import outbound_record, results_of
+from node.pipeline.outbound import Profile, outbound_record, outgoing
 from node.pipeline.receive import receive
 from node.pipeline.reidentify import reidentify
 from node.pipeline.route import route
@@ -36,6 +37,8 @@ from node.settings import Settings
 from node.tables import Written
 from node.wiring import policy_with
 
+#: The only destination: the folder.
+_OUT = "out"
 #: ``report(text, share of the whole)``.
 Report = Callable[[str, float], None]
 
@@ -84,9 +87,14 @@ class FolderInstances:
 
 
 def process_folder(
-    settings: Settings, folder: Path, model_name: str, out: Path, report: Report
+    settings: Settings,
+    folder: Path,
+    model_name: str,
+    out: Path,
+    report: Report,
+    results: Sequence[ResultKind] = (ResultKind.SEG,),
 ) -> list[Written]:
-    """Run the model over each series of ``folder`` and write its results to ``out``.
+    """Run the model over each series of ``folder`` and write its ``results`` to ``out``.
 
     Raises
     ------
@@ -115,7 +123,9 @@ def process_folder(
     written = []
     with tempfile.TemporaryDirectory(prefix="segnode-") as scratch:
         decoders = Decoders(decoding_processes(settings.workers.compute_threads))
-        bench = _Bench(settings, Path(scratch), instances, models, model, decoders)
+        bench = _Bench(
+            settings, Path(scratch), instances, models, model, decoders, Profile(tuple(results))
+        )
         for number, series_id in enumerate(instances.series, start=1):
             label = f"series {number} of {len(instances.series)}"
             job = Job(
@@ -127,6 +137,7 @@ def process_folder(
                 model_digest=models[model_name].digest,
                 rule=BY_HAND,
                 rule_version=BY_HAND,
+                destinations=(_OUT,),
                 facts={"wish": _wish(models[model_name])},
                 created_at=time.time(),
             )
@@ -152,6 +163,7 @@ class _Bench:
         models: Mapping[str, ModelManifest],
         model: Model,
         decoders: Decoders,
+        profile: Profile,
     ) -> None:
         self._artifacts = FolderArtifacts(scratch / "artifacts")
         keyring = Keyring("scratch", {"scratch": secrets.token_bytes(32)})
@@ -172,7 +184,13 @@ class _Bench:
                 vault=self._vault,
             ),
             StepName.INFER: self._infer,
-            StepName.ENCODE: partial(encode, artifacts=self._artifacts, models=models),
+            StepName.ENCODE: partial(
+                encode,
+                artifacts=self._artifacts,
+                models=models,
+                profiles={_OUT: profile},
+                senders={},
+            ),
             StepName.REIDENTIFY: partial(reidentify, artifacts=self._artifacts, vault=self._vault),
         }
         self._report: Report = lambda _step, _share: None
@@ -191,9 +209,9 @@ class _Bench:
         """Write the results and the picture of a finished job."""
         stem = f"{job.id}-{job.model}"
         files = {out / f"{stem}.png": self._artifacts.get(f"{job.id}/overlay.png")}
-        for result in results_of(job):
-            record = outbound_record(job, result)
-            files[out / f"{stem}-{result.name}.dcm"] = self._vault.open(job.facts["study"], record)
+        for one in outgoing(job):
+            record = outbound_record(job, one.name)
+            files[out / f"{stem}-{one.name}.dcm"] = self._vault.open(job.facts["study"], record)
         for path, data in files.items():
             path.write_bytes(data)
         return tuple(files)
@@ -215,7 +233,7 @@ def _tell(report: Report, label: str, step: str, share: float) -> None:
 
 
 def _wish(manifest: ModelManifest) -> dict[str, Any]:
-    return vars(Wish(BY_HAND, BY_HAND, manifest.name, manifest.digest, ()))
+    return vars(Wish(BY_HAND, BY_HAND, manifest.name, manifest.digest, (_OUT,)))
 
 
 def _opaque(*parts: object) -> str:

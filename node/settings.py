@@ -30,6 +30,7 @@ from pydantic_settings import (
 from pydicom.datadict import tag_for_keyword
 
 from node.errors import NodeError
+from node.kinds import ResultKind
 
 _T = TypeVar("_T")
 
@@ -114,10 +115,24 @@ class Workers(_Section):
     )
 
 
-class DicomPeer(_Section):
-    """A PACS or modality: may send to the node from ``host``, and take results at ``port``."""
+class _Peer(_Section):
+    """A destination: what it is called, and which kinds of result it takes."""
 
     name: Name
+    results: Annotated[tuple[ResultKind, ...], Field(min_length=1)] = (ResultKind.SEG,)
+    capture_every: Annotated[int, Field(ge=1)] = 1  # of the slices with a segment, every nth
+
+    @model_validator(mode="after")
+    def _results_hold_what_they_refer_to(self) -> _Peer:
+        _unique("result", list(self.results))
+        if ResultKind.SR in self.results and ResultKind.SEG not in self.results:
+            raise ValueError('results: "sr" refers to the segments of the "seg"; add "seg"')
+        return self
+
+
+class DicomPeer(_Peer):
+    """A PACS or modality: may send to the node from ``host``, and take results at ``port``."""
+
     ae_title: AeTitle
     host: str
     port: Port
@@ -125,10 +140,9 @@ class DicomPeer(_Section):
     storage_commitment: bool = True
 
 
-class DicomWebPeer(_Section):
+class DicomWebPeer(_Peer):
     """A destination that takes results by STOW-RS."""
 
-    name: Name
     url: str
     username: str | None = None
     password_file: Path | None = None
@@ -175,6 +189,7 @@ class Rule(_Section):
     model: Name
     priority: int = 0  # higher first; among equals the order of the file
     destinations: tuple[Name, ...] = ("sender",)
+    explain: bool = False  # an unsuitable series comes back as a page that says why
     when: Annotated[tuple[Condition, ...], Field(min_length=1)]
 
 
@@ -212,8 +227,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _names_are_known_and_unique(self) -> Settings:
-        names = [peer.name for peer in self.dicom_peers]
-        names += [peer.name for peer in self.dicomweb_peers]
+        names = [peer.name for peer in self.peers]
         _unique("peer", names)
         _unique("rule", [rule.name for rule in self.rules])
         for number, rule in enumerate(self.rules):
@@ -223,6 +237,11 @@ class Settings(BaseSettings):
                         f"rules.{number} ({rule.name}): destination {destination!r} is no peer"
                     )
         return self
+
+    @property
+    def peers(self) -> tuple[DicomPeer | DicomWebPeer, ...]:
+        """Everybody who can take results."""
+        return (*self.dicom_peers, *self.dicomweb_peers)
 
     @classmethod
     def settings_customise_sources(

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from pydicom.uid import UID
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from node.edges.supervisor import ProcessInfo
 from node.jobs import Attempt, Job, State
+from node.kinds import ResultKind
 from node.sdk import CommandManifest, ModelManifest
 
 _COLOURS: Mapping[State, str] = {
@@ -112,6 +114,12 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
             facts.add_row(name, str(value))
     for reason in one.facts.get("left_out", ()):
         facts.add_row("left out", reason)
+    for name, kinds in one.facts.get("deliveries", {}).items():
+        facts.add_row("results", f"{name}: {', '.join(kinds)}")
+    for name, refusal in one.facts.get("fallback", {}).items():
+        facts.add_row("fallback", f"{name} refused the Segmentation ({refusal}): captures instead")
+    if told := one.facts.get("explained"):
+        facts.add_row("told why", ", ".join(told))
     for name, proof in one.facts.get("proofs", {}).items():
         facts.add_row("proof", f"{name}: {proof['by']}")
     tries = Table(box=box.SIMPLE)
@@ -167,6 +175,17 @@ def findings(found: Sequence[Finding]) -> Table:
     for finding in found:
         text = finding.found + (f"\n→ {finding.remedy}" if finding.remedy else "")
         table.add_row(signs[finding.level], finding.subject, Text(text))
+    return table
+
+
+def kinds_taken(found: Mapping[ResultKind, Mapping[str, bool]]) -> Table:
+    """Which kinds of result a destination takes, in which transfer syntax."""
+    table = Table(box=box.SIMPLE)
+    for column in ("result", "SOP class", *next(iter(found.values()))):
+        table.add_column(column, overflow="fold")
+    for kind, syntaxes in found.items():
+        signs = ["[green]✓[/]" if accepted else "[dim]-[/]" for accepted in syntaxes.values()]
+        table.add_row(str(kind), UID(kind.sop_class_uid).name.removesuffix(" Storage"), *signs)
     return table
 
 

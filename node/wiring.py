@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from node.edges.orthanc import Orthanc
     from node.edges.pacs import DicomPacs
     from node.edges.watch import Nudges
+    from node.pipeline.outbound import Profile
     from node.pipeline.run import StepFunction
     from node.ports import Pacs
     from node.sdk import ModelManifest
@@ -168,6 +169,15 @@ class Hospital:
         return made
 
     @property
+    def profiles(self) -> Mapping[str, Profile]:
+        """Name → what it takes, of every peer."""
+        from node.pipeline.outbound import Profile
+
+        return {
+            peer.name: Profile(peer.results, peer.capture_every) for peer in self.settings.peers
+        }
+
+    @property
     def senders(self) -> Mapping[str, str]:
         """AE title → name, of every DICOM peer."""
         return {peer.ae_title: peer.name for peer in self.settings.dicom_peers}
@@ -234,20 +244,20 @@ class Hospital:
                 policy=self.policy,
                 keys=self.pseudonym_keys,
             ),
-            StepName.ENCODE: partial(encode, artifacts=self.artifacts, models=self.models),
-            StepName.REIDENTIFY: partial(reidentify, artifacts=self.artifacts, vault=self.vault),
-            StepName.DELIVER: partial(
-                deliver,
-                vault=self.vault,
-                destinations=self.destinations,
+            StepName.ENCODE: partial(
+                encode,
+                artifacts=self.artifacts,
+                models=self.models,
+                profiles=self.profiles,
                 senders=self.senders,
             ),
+            StepName.REIDENTIFY: partial(reidentify, artifacts=self.artifacts, vault=self.vault),
+            StepName.DELIVER: partial(deliver, vault=self.vault, destinations=self.destinations),
             StepName.CONFIRM: partial(
                 confirm,
                 vault=self.vault,
                 artifacts=self.artifacts,
                 destinations=self.destinations,
-                senders=self.senders,
                 commitment=self.orthanc,
                 commits=frozenset(
                     peer.name for peer in settings.dicom_peers if peer.storage_commitment

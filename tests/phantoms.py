@@ -8,7 +8,7 @@ posterior, the liver is on the right below, the lungs narrow towards the head.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,7 @@ def ct_series(
     columns: int = 96,
     spacing_mm: tuple[float, float, float] = (5.0, 4.5, 4.0),
     position: str = "HFS",
+    orientation: Sequence[float] | None = None,
     center_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
     tilt_degrees: float = 0.0,
     missing: Collection[int] = (),
@@ -88,6 +89,8 @@ def ct_series(
         (slice, row, column).
     position
         Patient Position, one of :data:`ORIENTATIONS`; slices ascend along their normal.
+    orientation
+        Row and column direction cosines, when they are not those of an axial slice.
     center_mm
         LPS point in the middle of the stack.
     tilt_degrees
@@ -102,8 +105,8 @@ def ct_series(
     attributes
         Set on every instance by keyword; None deletes.
     """
-    orientation = np.array(ORIENTATIONS[position], float)
-    along_row, along_column = orientation[:3], orientation[3:]
+    cosines = np.array(ORIENTATIONS[position] if orientation is None else orientation, float)
+    along_row, along_column = cosines[:3], cosines[3:]
     normal = np.cross(along_row, along_column)
     step = normal * spacing_mm[0]
     step = step + along_column * spacing_mm[0] * np.tan(np.radians(tilt_degrees))
@@ -127,7 +130,7 @@ def ct_series(
         if index in missing:
             continue
         for copy in range(2 if index in duplicate else 1):
-            ds = _instance(uids, index, copy, stored, orientation, first_pixel, spacing_mm)
+            ds = _instance(uids, index, copy, stored, cosines, first_pixel, spacing_mm)
             ds.PatientPosition = position
             if padding_outside_mm is not None:
                 ds.PixelPaddingValue = PADDING

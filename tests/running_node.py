@@ -39,6 +39,7 @@ RULE = """
 name = "chest-ct"
 model = "ct_lungs"
 destinations = {destinations}
+explain = {explain}
 when = [
   {{ tag = "Modality", equals = "CT" }},
   {{ tag = "ImageType", none_of = ["LOCALIZER"] }},
@@ -106,6 +107,7 @@ class RunningNode:
         *,
         destinations: Sequence[str] = ("sender",),
         quiet_s: float = 1.0,
+        explain: bool = False,
         more: str = "",
     ) -> None:
         self.folder, self.pacs, self.ports = folder, pacs, dict(ports)
@@ -133,7 +135,7 @@ class RunningNode:
             port = {pacs.dicom_port}
             {more}
             """
-            + RULE.format(destinations=json.dumps(list(destinations)))
+            + RULE.format(destinations=json.dumps(list(destinations)), explain=json.dumps(explain))
         )
 
     @staticmethod

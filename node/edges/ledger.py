@@ -28,12 +28,29 @@ from node.edges.ledger_tables import (
     upsert,
 )
 from node.errors import NotPossible
-from node.jobs import BY_HAND, Attempt, Event, Job, State, StepName, Wish, after, job_key
+from node.jobs import (
+    BY_HAND,
+    Attempt,
+    Event,
+    Explained,
+    Job,
+    State,
+    StepName,
+    Wish,
+    after,
+    job_key,
+)
 
 #: A wake-up that brought nobody is sent again after this long: the broker may have lost it.
 RESEND_S = 30.0
 #: Who ends a step wakes the next one itself; the sweeper does it if that has not happened by then.
 _WAKE_GRACE_S = 2.0
+
+
+#: Facts of one delivery, which the next one does not share.
+_OF_DELIVERY = (
+    "unsuitable", "results", "deliveries", "accepted", "fallback", "transactions", "proofs",
+)  # fmt: skip
 
 
 class Ledger:
@@ -164,6 +181,21 @@ class Ledger:
             )  # fmt: skip
         return self.job(job.id)
 
+    def redirect(
+        self, job: Job, step: StepName, facts: Mapping[str, Any], cause: str
+    ) -> Job | None:
+        """The job goes on at ``step`` with fresh attempts. None when not ours any more."""
+        with self._transaction() as tx:
+            if not self._still_held(tx, job):
+                return None
+            self._end_attempt(tx, job, f"on to {step}")
+            self._happen(
+                tx, job, Event.REDIRECT, step=step, attempt=0, progress=0.0, lease_until=None,
+                facts={**job.facts, **facts}, wake_at=self._clock() + _WAKE_GRACE_S,
+                cause=cause, remedy="", error="",
+            )  # fmt: skip
+        return self.job(job.id)
+
     def fork(self, job: Job, wishes: Sequence[Wish]) -> list[Job]:
         """Route is done: this job takes the first wish, one new job is made of each other."""
         made = [job.id]
@@ -183,6 +215,7 @@ class Ledger:
             self._happen(
                 tx, _for_wish(job, first), Event.STEP_DONE,
                 step=StepName.DEIDENTIFY, attempt=0, wake_at=self._clock() + _WAKE_GRACE_S,
+                facts=_for_wish(job, first).facts,
             )  # fmt: skip
             for wish in others:
                 twin = replace(
@@ -207,6 +240,17 @@ class Ledger:
     def end(self, job: Job, event: Event, *, cause: str, remedy: str, error: str) -> None:
         """The job stops here, kept with its cause and remedy."""
         self._stop(job, event, cause, remedy, error, wake_at=None)
+
+    def explained(self, job: Job, done: Explained) -> None:
+        """Stop a job whose destinations keep the document that says why there is no result.
+
+        Its working data is gone: a retry begins where the series is de-identified.
+        """
+        kept = {name: fact for name, fact in job.facts.items() if name not in _OF_DELIVERY}
+        self._stop(
+            job, Event.EXPLAINED, **vars(done.reason), wake_at=None, step=StepName.DEIDENTIFY,
+            facts={**kept, "explained": list(done.destinations)},
+        )  # fmt: skip
 
     # -- the sweeper -----------------------------------------------------------------------
 
@@ -442,7 +486,9 @@ def _taken(tx: Connection, job: Job, wish: Wish) -> bool:
 
 
 def _for_wish(job: Job, wish: Wish) -> Job:
-    return replace(job, **_plain(wish))
+    wanted = {name: value for name, value in _plain(wish).items() if name != "explain"}
+    facts = {**job.facts, "explain": True} if wish.explain else job.facts
+    return replace(job, facts=facts, **wanted)
 
 
 def _plain(wish: Wish) -> dict[str, Any]:

@@ -8,13 +8,8 @@ from typing import Any
 
 from node import log
 from node.errors import DeliveryRefused, NodeError, NotYetProven
-from node.jobs import Done, Job, NotYet
-from node.pipeline.outbound import (
-    Result,
-    destinations_of,
-    outbound_record,
-    results_of,
-)
+from node.jobs import Done, Explained, Job, NotYet, unsuitable
+from node.pipeline.outbound import Outgoing, outbound_record, outgoing
 from node.ports import Artifacts, Pacs, SealedRecords, StorageCommitment
 
 #: How long one try waits for a report that is usually there within a second.
@@ -29,11 +24,10 @@ def confirm(
     vault: SealedRecords,
     artifacts: Artifacts,
     destinations: Mapping[str, Pacs],
-    senders: Mapping[str, str],
     commitment: StorageCommitment,
     commits: frozenset[str],
     study_instance_uid: Callable[[Job], str],
-) -> Done | NotYet:
+) -> Done | NotYet | Explained:
     """Ask each destination for proof: storage commitment (PS3.4 J), or else a query.
 
     Parameters
@@ -53,18 +47,18 @@ def confirm(
     DeliveryRefused
         A destination reports that it does not keep what it accepted.
     """
-    results = results_of(job)
     proofs: dict[str, Any] = dict(job.facts.get("proofs", {}))
     transactions: dict[str, str] = dict(job.facts.get("transactions", {}))
-    names = destinations_of(job, senders)
+    names = list(job.facts["deliveries"])
     for name in names:
         if name in proofs:
             continue
-        if name in commits and _committed(name, results, transactions, commitment):
+        objects = outgoing(job, name)
+        if name in commits and _committed(name, objects, transactions, commitment):
             proofs[name] = {"by": "storage commitment"}
             continue
         no_report = name not in transactions or job.attempt > _TRIES_BEFORE_QUERY
-        if no_report and _found(destinations[name], study_instance_uid(job), results):
+        if no_report and _found(destinations[name], study_instance_uid(job), objects):
             proofs[name] = {"by": "query"}
     facts = {"proofs": proofs, "transactions": transactions}
     missing = [name for name in names if name not in proofs]
@@ -73,18 +67,20 @@ def confirm(
         return NotYet(reason, facts)
     for name, proof in proofs.items():
         log.get().info("confirmed", job_id=job.id, destination=name, outcome=proof["by"])
-    _purge(job, results, vault, artifacts)
+    _purge(job, vault, artifacts)
+    if why := unsuitable(job):
+        return Explained(why, tuple(names))
     return Done(facts)
 
 
 def _committed(
     name: str,
-    results: Sequence[Result],
+    objects: Sequence[Outgoing],
     transactions: dict[str, str],
     commitment: StorageCommitment,
 ) -> bool:
     if name not in transactions:
-        pairs = [(result.sop_class_uid, result.sop_instance_uid) for result in results]
+        pairs = [(one.sop_class_uid, one.sop_instance_uid) for one in objects]
         try:
             transactions[name] = commitment.request_commitment(name, pairs)
         except NodeError as error:  # it offers none: the query has to do
@@ -98,7 +94,7 @@ def _committed(
     if report.status == "failure":
         raise DeliveryRefused(
             f"{name} reports that it does not keep {len(report.failed_sop_instance_uids)} "
-            f"of {len(results)} objects that it accepted",
+            f"of {len(objects)} objects that it accepted",
             remedy=f"Look into the storage of {name}, then retry the job: it sends them again.",
         )
     if report.status == "lost":  # Orthanc restarted: ask again next time
@@ -106,18 +102,20 @@ def _committed(
     return report.status == "success"
 
 
-def _found(destination: Pacs, study_instance_uid: str, results: Sequence[Result]) -> bool:
+def _found(destination: Pacs, study_instance_uid: str, objects: Sequence[Outgoing]) -> bool:
+    wanted: dict[str, set[str]] = {}
+    for one in objects:
+        wanted.setdefault(one.series_instance_uid, set()).add(one.sop_instance_uid)
     return all(
-        result.sop_instance_uid
-        in destination.find_instances(study_instance_uid, result.series_instance_uid)
-        for result in results
+        uids <= destination.find_instances(study_instance_uid, series)
+        for series, uids in wanted.items()
     )
 
 
-def _purge(job: Job, results: Sequence[Result], vault: SealedRecords, artifacts: Artifacts) -> None:
+def _purge(job: Job, vault: SealedRecords, artifacts: Artifacts) -> None:
     """Free the working data; the picture stays for the console, the crosswalk for later objects."""
-    for result in results:
-        vault.delete(job.facts["study"], outbound_record(job, result))
+    for one in outgoing(job):
+        vault.delete(job.facts["study"], outbound_record(job, one.name))
     for folder in ("instances", "results"):
         artifacts.delete(f"{job.id}/{folder}/")
     artifacts.delete(f"{job.id}/label_map.npz")

@@ -1,63 +1,121 @@
-"""Encode: the label map becomes a DICOM SEG, and a picture for the console. Still pseudonymous."""
+"""Encode: the label map becomes DICOM objects, and a picture for the console. Still pseudonymous.
+
+Which kinds of object is decided by the destinations: each takes what its profile says.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
 import numpy as np
 from pydicom import Dataset, dcmread
 
-from node.imaging.radiograph import as_displayed, radiograph_from
 from node.imaging.views import choose_radiograph
-from node.imaging.volume import volume_from_series
-from node.jobs import Done, Job
-from node.pipeline.outbound import Result
+from node.jobs import Done, Job, Reason, unsuitable
+from node.kinds import ResultKind
+from node.pipeline.outbound import Profile, Result, facts_of, object_name, plan_for, to_make
 from node.ports import Artifacts
-from node.results.overlay import montage_png
-from node.results.radiograph_picture import radiograph_png
-from node.results.seg import Algorithm, encode_seg
-from node.results.uids import ResultIdentity
+from node.results.measurements import from_json
+from node.results.objects import Found, Origin, explanation, possible_kinds
 from node.sdk import ModelManifest, RadiographManifest
 
+#: What every destination gets where there is no result and the rule wants that to be said.
+_EXPLANATION = Profile(kinds=(ResultKind.TEXT_SR,))
 
-def encode(job: Job, *, artifacts: Artifacts, models: Mapping[str, ModelManifest]) -> Done:
-    """Write ``results/seg.dcm`` and ``overlay.png`` into the job's folder.
+
+def encode(
+    job: Job,
+    *,
+    artifacts: Artifacts,
+    models: Mapping[str, ModelManifest],
+    profiles: Mapping[str, Profile],
+    senders: Mapping[str, str],
+) -> Done:
+    """Write ``results/*.dcm``, all kinds that a destination takes, and ``overlay.png``.
 
     The job's key decides the UIDs and its creation the dates, so a second run writes the same
-    bytes.
+    bytes. A job without a result gets the document that says why instead.
+
+    Parameters
+    ----------
+    profiles
+        Destination → what it takes.
+    senders
+        AE title → name, of every peer that can take results.
 
     Facts
     -----
-    ``results``: name, SOP Class UID, SOP Instance UID and Series Instance UID of each object.
+    ``results``, ``deliveries``: :func:`node.pipeline.outbound.facts_of`.
     ``left_out``: what else a series of radiographs holds, and why it was not segmented.
+
+    Raises
+    ------
+    DeliveryRefused
+        A destination is no peer, or takes nothing that can be made of these images.
+    EmptyResult, ModelFault, GeometryError, Rejected, Quarantined
+        :meth:`node.results.objects.Found.encoded`.
     """
     manifest = models[job.model]
-    stored = np.load(io.BytesIO(artifacts.get(f"{job.id}/label_map.npz")), allow_pickle=False)
-    labels = stored["labels"]
-    instances = _instances(artifacts, job)
-    by_uid = {str(instance.SOPInstanceUID): instance for instance in instances}
-    sources = [by_uid[str(uid)] for uid in stored["sop_instance_uids"]]
-    numbered, segments = manifest.settled(labels)
-    seg = encode_seg(
-        numbered,
-        sources,
-        segments,
-        Algorithm(manifest.name, manifest.version, manifest.digest),
-        ResultIdentity.for_job(
-            job.key,
-            series_number=manifest.results.series_number,
-            series_description=manifest.results.series_description,
-            created=datetime.fromtimestamp(job.created_at, UTC).replace(microsecond=0, tzinfo=None),
-            software_version=version("segnode"),
-        ),
+    origin = Origin(
+        job_key=job.key,
+        created=datetime.fromtimestamp(job.created_at, UTC).replace(microsecond=0, tzinfo=None),
+        software_version=version("segnode"),
+        manifest=manifest,
     )
-    artifacts.put(f"{job.id}/results/seg.dcm", _part10(seg))
-    artifacts.put(f"{job.id}/overlay.png", _picture(sources, labels, manifest))
-    result = Result("seg", seg.SOPClassUID, seg.SOPInstanceUID, seg.SeriesInstanceUID)
-    return Done({"results": [vars(result)], **_left_out(manifest, instances)})
+    instances = _instances(artifacts, job)
+    artifacts.delete(f"{job.id}/results/")
+    if reason := unsuitable(job):
+        return _explain(job, reason, instances, origin, artifacts, profiles, senders)
+    plan = plan_for(job, profiles, senders, possible_kinds(manifest))
+    found = _found(job, instances, origin, artifacts)
+    results = [
+        _stored(job, kind, found.encoded(kind, every), artifacts)
+        for kind, every in to_make(plan).items()
+    ]
+    artifacts.put(f"{job.id}/overlay.png", found.picture_png)
+    return Done({**facts_of(plan, results), **_left_out(manifest, instances)})
+
+
+def _explain(
+    job: Job,
+    reason: Reason,
+    instances: Sequence[Dataset],
+    origin: Origin,
+    artifacts: Artifacts,
+    profiles: Mapping[str, Profile],
+    senders: Mapping[str, str],
+) -> Done:
+    everybody = dict.fromkeys(profiles, _EXPLANATION)
+    plan = plan_for(job, everybody, senders, _EXPLANATION.kinds)
+    document = explanation(asdict(reason), instances, origin)
+    return Done(facts_of(plan, [_stored(job, ResultKind.TEXT_SR, [document], artifacts)]))
+
+
+def _found(job: Job, instances: Sequence[Dataset], origin: Origin, artifacts: Artifacts) -> Found:
+    stored = np.load(io.BytesIO(artifacts.get(f"{job.id}/label_map.npz")), allow_pickle=False)
+    by_uid = {str(instance.SOPInstanceUID): instance for instance in instances}
+    measured = json.loads(artifacts.get(f"{job.id}/measurements.json"))
+    return Found(
+        origin=origin,
+        labels=stored["labels"],
+        sources=[by_uid[str(uid)] for uid in stored["sop_instance_uids"]],
+        measurements=from_json(measured["segments"]),
+    )
+
+
+def _stored(job: Job, kind: ResultKind, objects: Iterable[Dataset], artifacts: Artifacts) -> Result:
+    """Write the objects of one kind, one after the other; what to know of them later."""
+    uids, series = [], ""
+    for number, made in enumerate(objects, start=1):
+        artifacts.put(f"{job.id}/results/{object_name(kind, number)}.dcm", _part10(made))
+        uids.append(str(made.SOPInstanceUID))
+        series = str(made.SeriesInstanceUID)
+    return Result(kind, str(kind.sop_class_uid), series, tuple(uids))
 
 
 def _instances(artifacts: Artifacts, job: Job) -> list[Dataset]:
@@ -70,23 +128,6 @@ def _left_out(manifest: ModelManifest, instances: Sequence[Dataset]) -> Mapping[
         return {}
     left_out = choose_radiograph(manifest.input, instances).left_out
     return {"left_out": list(left_out)} if left_out else {}
-
-
-def _picture(sources: Sequence[Dataset], labels: np.ndarray, manifest: ModelManifest) -> bytes:
-    if isinstance(manifest, RadiographManifest):
-        numbered, segments = manifest.settled(labels[0])
-        shown = as_displayed(
-            radiograph_from(sources[0]), numbered, manifest.preprocessing.percentiles
-        )
-        return radiograph_png(
-            shown.shades,
-            shown.labels,
-            segments,
-            manifest,
-            aspect=shown.aspect,
-            sides_known=shown.sides_known,
-        )
-    return montage_png(volume_from_series(sources), labels, manifest)
 
 
 def _part10(dataset: Dataset) -> bytes:

@@ -15,7 +15,6 @@ from node.errors import DamagedInstance, EmptyResult, ModelFault, Rejected
 from node.foreign.model import CommandModel
 from node.imaging.arriving import ArrivingVolume
 from node.imaging.decoding import Decoders
-from node.imaging.measurements import measured
 from node.imaging.radiograph import radiograph_from
 from node.imaging.suitability import require_suitable
 from node.imaging.views import choose_radiograph
@@ -23,6 +22,7 @@ from node.imaging.volume import series_geometry
 from node.packages import Model
 from node.ports import Artifacts
 from node.radiographs import RadiographModel
+from node.results.measurements import as_json, measure_case
 from node.sdk import LabelMap, Radiograph, Volume
 from node.segmentation import VolumeModel
 
@@ -127,13 +127,14 @@ def _packed(label_map: LabelMap) -> bytes:
 
 
 def _measurements(model: Model, case: Volume | Radiograph, label_map: LabelMap) -> bytes:
-    """Which model it was, and what :func:`node.imaging.measurements.measured` says of it."""
+    """Which model it was, and what :mod:`node.results.measurements` says of it."""
     manifest = model.manifest
     labels, segments = manifest.settled(label_map.array)
+    settled = LabelMap(labels, label_map.sop_instance_uids)
     document = {
         "model": {"name": manifest.name, "version": manifest.version, "digest": manifest.digest},
         "engine": _engine(model),
-        "segments": measured(case, labels, segments),
+        "segments": as_json(measure_case(case, settled, segments)),
     }
     return json.dumps(document, indent=1, sort_keys=True).encode()
 

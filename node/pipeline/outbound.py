@@ -1,41 +1,148 @@
-"""What the last steps share: the records of a job in the vault, and where its results go."""
+"""What the last steps share: what goes out, where to, and its records in the vault."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from node.errors import DeliveryRefused
 from node.jobs import Job
+from node.kinds import ResultKind
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a destination takes; of Secondary Captures every nth."""
+
+    kinds: tuple[ResultKind, ...] = (ResultKind.SEG,)
+    capture_every: int = 1
+
+
+#: Destination → kind → every nth instance of it goes there.
+Plan = Mapping[str, Mapping[ResultKind, int]]
 
 
 @dataclass(frozen=True)
 class Result:
-    """One object that goes out. Its UIDs are made here, so they identify nobody."""
+    """The objects of one kind: one series. Its UIDs are made here, so they identify nobody."""
+
+    kind: ResultKind
+    sop_class_uid: str
+    series_instance_uid: str
+    sop_instance_uids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One object that goes out; ``name`` is that of its file and its record."""
 
     name: str
+    kind: ResultKind
     sop_class_uid: str
-    sop_instance_uid: str
     series_instance_uid: str
+    sop_instance_uid: str
 
 
-def results_of(job: Job) -> list[Result]:
-    """The results that ``encode`` made of the job."""
-    return [Result(**plain) for plain in job.facts["results"]]
+def plan_for(
+    job: Job,
+    profiles: Mapping[str, Profile],
+    senders: Mapping[str, str],
+    possible: Collection[ResultKind],
+) -> Plan:
+    """Which kinds each of the job's destinations gets.
 
-
-def outbound_record(job: Job, result: Result) -> str:
-    """The vault's record type that holds a re-identified result until it is proven delivered."""
-    return f"outbound-{job.id}-{result.name}"
-
-
-def destinations_of(job: Job, senders: Mapping[str, str]) -> list[str]:
-    """Names of the peers that the results go to; ``sender`` becomes the peer that sent the study.
+    A destination that has refused the Segmentation (fact ``fallback``) gets Secondary Captures
+    instead of it, and nothing that refers to it.
 
     Parameters
     ----------
     senders
         AE title → name, of every peer that can take results.
+    possible
+        The kinds that can be made of this job's images.
+
+    Raises
+    ------
+    DeliveryRefused
+        A destination takes none of the possible kinds, or is no peer.
+    """
+    plan = {}
+    for name in destinations_of(job, senders):
+        profile = profiles[name]
+        wanted: Collection[ResultKind] = profile.kinds
+        if name in job.facts.get("fallback", {}):
+            wanted = {*wanted, ResultKind.CAPTURE} - {ResultKind.SEG, ResultKind.SR}
+        kinds = [kind for kind in ResultKind if kind in wanted and kind in possible]
+        if not kinds:
+            raise DeliveryRefused(
+                f"{name} takes {', '.join(profile.kinds)}: nothing of that can be made of "
+                "images without a place in the patient",
+                remedy=f"Add one of {', '.join(possible)} to `results` of peer {name}.",
+            )
+        plan[name] = {
+            kind: profile.capture_every if kind is ResultKind.CAPTURE else 1 for kind in kinds
+        }
+    return plan
+
+
+def to_make(plan: Plan) -> Mapping[ResultKind, int]:
+    """All kinds that somebody gets, and every how manyth instance has to be made of each."""
+    kinds = {kind for wanted in plan.values() for kind in wanted}
+    return {
+        kind: math.gcd(*(wanted[kind] for wanted in plan.values() if kind in wanted))
+        for kind in ResultKind
+        if kind in kinds
+    }
+
+
+def facts_of(plan: Plan, results: Sequence[Result]) -> dict[str, Any]:
+    """``results``: what was made. ``deliveries``: what of it each destination gets."""
+    made = to_make(plan)
+    return {
+        "results": [asdict(result) for result in results],
+        "deliveries": {
+            name: {str(kind): every // made[kind] for kind, every in wanted.items()}
+            for name, wanted in plan.items()
+        },
+    }
+
+
+def outgoing(job: Job, destination: str | None = None) -> list[Outgoing]:
+    """Every object that ``encode`` made of the job, or those that one destination gets."""
+    found = []
+    for result in (Result(**plain) for plain in job.facts["results"]):
+        kind = ResultKind(result.kind)
+        instances = [
+            Outgoing(
+                object_name(kind, number),
+                kind,
+                result.sop_class_uid,
+                result.series_instance_uid,
+                uid,
+            )
+            for number, uid in enumerate(result.sop_instance_uids, start=1)
+        ]
+        if destination is None:
+            found += instances
+        elif every := job.facts["deliveries"][destination].get(kind):
+            found += instances[::every]
+    return found
+
+
+def object_name(kind: ResultKind, number: int) -> str:
+    """What the file and the record of a job's object are called."""
+    return f"{kind}-{number:04}" if kind is ResultKind.CAPTURE else str(kind)
+
+
+def outbound_record(job: Job, name: str) -> str:
+    """The vault's record type that holds a re-identified object until it is proven delivered."""
+    return f"outbound-{job.id}-{name}"
+
+
+def destinations_of(job: Job, senders: Mapping[str, str]) -> list[str]:
+    """Names of the peers that the results go to; ``sender`` becomes the peer that sent the study.
 
     Raises
     ------

@@ -7,7 +7,7 @@ from anonymizer.reidentify import check_released, reidentify_object
 from anonymizer.sealed_crosswalk import Sealed, open_crosswalk
 from node.jobs import Done, Job
 from node.pipeline.identity_errors import as_node_errors
-from node.pipeline.outbound import outbound_record, results_of
+from node.pipeline.outbound import outbound_record, outgoing
 from node.ports import Artifacts, SealedRecords
 
 
@@ -24,13 +24,16 @@ def reidentify(job: Job, *, artifacts: Artifacts, vault: SealedRecords) -> Done:
     """
     with as_node_errors():
         crosswalk = _crosswalk(job, vault)
-        results = results_of(job)
-        siblings = frozenset(result.sop_instance_uid for result in results)
-        for result in results:
-            pseudonymous = artifacts.get(f"{job.id}/results/{result.name}.dcm")
+        objects = outgoing(job)
+        siblings = {
+            "siblings": frozenset(one.sop_instance_uid for one in objects),
+            "sibling_series": frozenset(one.series_instance_uid for one in objects),
+        }
+        for one in objects:
+            pseudonymous = artifacts.get(f"{job.id}/results/{one.name}.dcm")
             released = reidentify_object(pseudonymous, crosswalk)
-            check_released(released, crosswalk, siblings=siblings)
-            vault.seal(job.facts["study"], outbound_record(job, result), released)
+            check_released(released, crosswalk, **siblings)
+            vault.seal(job.facts["study"], outbound_record(job, one.name), released)
     return Done()
 
 

@@ -46,7 +46,8 @@ def route(
     """The wishes of the rules that match, or of the person who asked for this job.
 
     Every model that is wished for must be able to take the series: its input contract and the
-    geometry are checked on the headers, before anything is computed.
+    geometry are checked on the headers, before anything is computed. Where the rule wants the
+    hospital to be told what is wrong with a series, ``infer`` finds it out.
 
     Raises
     ------
@@ -61,6 +62,8 @@ def route(
     else:
         wishes = [_wish(rule, models) for rule in matching_rules(headers, rules, match_all)]
     for wish in wishes:
+        if wish.explain:  # `infer` asks the same, when there is a way back to the hospital
+            continue
         contract = models[wish.model].input
         if isinstance(contract, RadiographContract):
             choose_radiograph(contract, headers)
@@ -112,6 +115,7 @@ def _wish(rule: Rule, models: Mapping[str, ModelManifest]) -> Wish:
         model=rule.model,
         model_digest=models[rule.model].digest,
         destinations=rule.destinations,
+        explain=rule.explain,
     )
 
 

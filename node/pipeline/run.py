@@ -10,14 +10,38 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from node import log
-from node.errors import NodeError, Quarantined, Rejected, Unavailable
-from node.jobs import Done, Event, HandedOver, Job, NotYet, Outcome, Routed, StepName
+from node.errors import (
+    EmptyResult,
+    GeometryError,
+    NodeError,
+    Quarantined,
+    Rejected,
+    Unavailable,
+    UnsuitableInput,
+    UnsupportedTransferSyntax,
+)
+from node.jobs import (
+    Done,
+    Event,
+    Explained,
+    HandedOver,
+    Job,
+    NotYet,
+    Outcome,
+    Redirect,
+    Routed,
+    StepName,
+    unsuitable,
+)
 from node.pipeline import BY_NAME
 from node.ports import Leases
 
 #: A worker that says nothing for this long is taken for dead, and its step is given to another.
 LEASE_S = 30.0
 _HEARTBEAT_S = LEASE_S / 3
+
+#: What is the series' own fault, and not the node's: a rule may want the hospital to be told.
+_OF_THE_SERIES = (EmptyResult, GeometryError, UnsuitableInput, UnsupportedTransferSyntax)
 
 StepFunction = Callable[[Job], Outcome]
 Wake = Callable[[Job], None]
@@ -76,6 +100,12 @@ def run_step(
 def record_failure(ledger: Leases, job: Job, error: NodeError) -> None:
     """Let the class of the error decide what becomes of the job."""
     cause, kind = str(error), type(error).__name__
+    if reason := unsuitable(job):
+        cause = f"{reason.cause}; and telling so failed: {cause}"
+    elif isinstance(error, _OF_THE_SERIES) and _wants_explanation(job):
+        told = {"error": kind, "cause": cause, "remedy": error.remedy}
+        ledger.redirect(job, StepName.ENCODE, {"unsuitable": told}, cause)
+        return
     match error:
         case Unavailable() if job.attempt < BY_NAME[job.step].max_attempts:
             ledger.wait(
@@ -91,6 +121,11 @@ def record_failure(ledger: Leases, job: Job, error: NodeError) -> None:
             ledger.end(job, Event.FAULT, cause=cause, remedy=error.remedy, error=kind)
 
 
+def _wants_explanation(job: Job) -> bool:
+    """The rule wants it, and there is a crosswalk to send it home with."""
+    return bool(job.facts.get("explain")) and "crosswalk" in job.facts
+
+
 def back_off_s(attempt: int) -> float:
     """Seconds until the next try: 1, 2, 4 … and never more than 15 minutes."""
     return float(min(2 ** (attempt - 1), 900))
@@ -101,6 +136,12 @@ def _record(ledger: Leases, job: Job, outcome: Outcome) -> list[Job]:
         case Done(facts):
             following = ledger.finish(job, facts)
             return [following] if following and following.step is not job.step else []
+        case Redirect(step, facts, cause):
+            following = ledger.redirect(job, step, facts, cause)
+            return [following] if following else []
+        case Explained():
+            ledger.explained(job, outcome)
+            return []
         case Routed(wishes):
             return ledger.fork(job, wishes)
         case HandedOver():

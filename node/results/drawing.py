@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from node.results.report import NOTICE
 from node.sdk import ModelManifest, Segment
-
-NOTICE = "AI result, not for diagnosis"
 
 MARGIN = 28
 HEADER = 74

@@ -7,21 +7,33 @@ at this, so the object is read as a viewer reads it before it leaves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from anonymizer.encoding import Element
+from anonymizer.part10 import read_instance
 from node.errors import Quarantined
 from node.results.source import is_projection
 
+DERIVATION_IMAGE_SEQUENCE = 0x00089124
+SOURCE_IMAGE_SEQUENCE = 0x00082112
+REFERENCED_SOP_INSTANCE_UID = 0x00081155
+PLANE_POSITION_SEQUENCE = 0x00209113
+IMAGE_POSITION = 0x00200032
+SEGMENT_IDENTIFICATION_SEQUENCE = 0x0062000A
+REFERENCED_SEGMENT_NUMBER = 0x0062000B
+SHARED_GROUPS, PER_FRAME_GROUPS = 0x52009229, 0x52009230
+
+_PIXEL_HEADER_BYTES = 12  # of an element of VR OB, explicit
 _TOLERANCE_MM = 1e-3
 _REMEDY = "Do not send this result; report the series' geometry to the developers of segnode."
 
 
 def check_frames(
-    segmentation: Dataset, labels: NDArray[np.uint8], source_instances: Sequence[Dataset]
+    data: bytes, labels: NDArray[np.uint8], source_instances: Sequence[Dataset]
 ) -> None:
     """Return when every frame is right, and every labelled slice has its frame.
 
@@ -31,8 +43,9 @@ def check_frames(
 
     Parameters
     ----------
-    segmentation
-        BINARY, native pixel data.
+    data
+        A BINARY Segmentation with native pixel data, as it would be sent: read here by another
+        reader than what wrote it.
     labels
         uint8, shape (slices, rows, columns), ``source_instances[i]`` being the slice of
         ``labels[i]``.
@@ -47,21 +60,24 @@ def check_frames(
     PS3.3 2026b C.7.6.16.2.3 (Plane Position), C.7.6.16.2.6 (Derivation Image), C.8.20.3.1
     (Segment Identification).
     """
-    slices = {source.SOPInstanceUID: index for index, source in enumerate(source_instances)}
+    slices = {str(source.SOPInstanceUID): index for index, source in enumerate(source_instances)}
+    numbers = range(1, int(labels.max()) + 1)
     present = {
-        (index, int(number))
-        for index, plane in enumerate(labels)
-        for number in np.flatnonzero(np.bincount(plane.ravel(), minlength=1))
-        if number
+        (int(index), number)
+        for number in numbers
+        for index in np.flatnonzero((labels == number).any(axis=(1, 2)))
     }
-    packed = np.frombuffer(segmentation.PixelData, np.uint8)
-    for frame, groups in enumerate(segmentation.PerFrameFunctionalGroupsSequence):
+    instance = read_instance(data)
+    top = {element.tag: element.value for element in instance.elements}
+    shared = _items(top.get(SHARED_GROUPS))
+    packed = np.frombuffer(instance.pixel_data, np.uint8, offset=_PIXEL_HEADER_BYTES)
+    for frame, groups in enumerate(_items(top.get(PER_FRAME_GROUPS))):
         index = slices.get(_only_source(groups, frame))
         if index is None:
             raise _misplaced(frame, "refers to an instance outside its source series")
         if not _same_position(groups, source_instances[index]):
             raise _misplaced(frame, "lies elsewhere than the source image that it refers to")
-        number = _segment_number(segmentation, groups)
+        number = _segment_number([*shared[0], *groups])
         if not np.array_equal(_mask(packed, frame, labels.shape[1:]), labels[index] == number):
             raise _misplaced(frame, "does not hold the mask of the slice that it refers to")
         present.discard((index, number))
@@ -71,27 +87,45 @@ def check_frames(
         )
 
 
-def _only_source(groups: Dataset, frame: int) -> str:
-    derivations = groups.get("DerivationImageSequence") or []
-    sources = [image for item in derivations for image in item.get("SourceImageSequence") or []]
+def _items(value: object) -> list[list[Element]]:
+    return value if isinstance(value, list) else []
+
+
+def _values(elements: Sequence[Element], *path: int) -> Iterator[bytes]:
+    """All values at a path of tags."""
+    for tag, _, value in elements:
+        if tag == path[0]:
+            if isinstance(value, bytes):
+                yield value
+            else:
+                for item in value:
+                    yield from _values(item, *path[1:])
+
+
+def _only_source(groups: Sequence[Element], frame: int) -> str:
+    sources = list(
+        _values(
+            groups, DERIVATION_IMAGE_SEQUENCE, SOURCE_IMAGE_SEQUENCE, REFERENCED_SOP_INSTANCE_UID
+        )
+    )
     if len(sources) != 1:
         raise _misplaced(frame, f"names {len(sources)} source images instead of one")
-    return str(sources[0].ReferencedSOPInstanceUID)
+    return sources[0].decode("ascii").rstrip("\0 ")
 
 
-def _same_position(groups: Dataset, source: Dataset) -> bool:
+def _same_position(groups: Sequence[Element], source: Dataset) -> bool:
     if is_projection(source):
-        return "PlanePositionSequence" not in groups
-    position = [float(value) for value in groups.PlanePositionSequence[0].ImagePositionPatient]
-    expected = [float(value) for value in source.ImagePositionPatient]
+        return not any(element.tag == PLANE_POSITION_SEQUENCE for element in groups)
+    (value,) = _values(groups, PLANE_POSITION_SEQUENCE, IMAGE_POSITION)
+    position = [float(number) for number in value.decode("ascii").split("\\")]
+    expected = [float(number) for number in source.ImagePositionPatient]
     return bool(np.allclose(position, expected, rtol=0, atol=_TOLERANCE_MM))
 
 
-def _segment_number(segmentation: Dataset, groups: Dataset) -> int:
+def _segment_number(groups: Sequence[Element]) -> int:
     """Per frame, or shared when the Segmentation has a single segment."""
-    if "SegmentIdentificationSequence" not in groups:
-        groups = segmentation.SharedFunctionalGroupsSequence[0]
-    return int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+    (value,) = _values(groups, SEGMENT_IDENTIFICATION_SEQUENCE, REFERENCED_SEGMENT_NUMBER)
+    return int.from_bytes(value, "little")
 
 
 def _mask(packed: NDArray[np.uint8], frame: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -31,12 +31,12 @@ _TYPE_2 = (
     "SliceThickness",
 )
 
+#: What an instance is called.
+_NAMES = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+
 #: What every image must say.
 _NEEDED_OF_ANY = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
+    *_NAMES,
     "Rows",
     "Columns",
 )
@@ -106,6 +106,18 @@ class SourceSeries:
         """(slices, rows, columns)."""
         first = self.headers[0]
         return len(self.headers), int(first.Rows), int(first.Columns)
+
+
+def named(instances: Sequence[Dataset]) -> tuple[Dataset, ...]:
+    """Headers of instances that a document only names: the first one complete, whatever its grid.
+
+    Raises
+    ------
+    Rejected
+        An instance does not say which it is.
+    """
+    _require(instances, _NAMES)
+    return (_complete(instances[0]), *instances[1:])
 
 
 def is_projection(header: Dataset) -> bool:

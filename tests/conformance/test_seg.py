@@ -22,7 +22,8 @@ from pydicom.uid import CTImageStorage
 
 from node.errors import EmptyResult, GeometryError, ModelFault, Quarantined, Rejected
 from node.results.placement import check_frames
-from node.results.seg import Algorithm, encode_seg
+from node.results.seg import Algorithm, build_seg, encode_seg
+from node.results.source import SourceSeries
 from node.results.uids import ResultIdentity, result_uid
 from node.sdk import Code, Segment
 
@@ -475,10 +476,26 @@ def test_misplaced_mask_is_quarantined(spoil: Any) -> None:
     headers = series()
     labels = labels_for(headers)
     result = encode_seg(labels, headers, SEGMENTS, ALGORITHM, IDENTITY)
-    check_frames(result, labels, headers)
+    check_frames(part10(result), labels, headers)
     spoil(result)
     with pytest.raises(Quarantined):
-        check_frames(result, labels, headers)
+        check_frames(part10(result), labels, headers)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("step_mm", [2.5, -2.5])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_frames_are_those_that_highdicom_would_have_built(
+    orientation: str, step_mm: float, count: int
+) -> None:
+    """Copied from one frame, they are equal in every attribute to frames built one by one."""
+    headers = series(ORIENTATIONS[orientation], step_mm=step_mm)
+    labels = labels_for(headers)
+    labels[labels > count] = 0
+    segments = SEGMENTS[:count]
+    built = build_seg(labels, SourceSeries.of(headers).headers, segments, ALGORITHM, IDENTITY)
+    read = dcmread(BytesIO(part10(built)))
+    assert encode_seg(labels, headers, segments, ALGORITHM, IDENTITY) == read
 
 
 def test_no_value_of_the_patient_is_said_while_encoding() -> None:

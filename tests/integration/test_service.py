@@ -138,7 +138,10 @@ def test_the_doctor_finds_a_healthy_node_healthy_and_names_a_dead_peer(
 def test_pacs_check_shows_what_the_destination_takes(node: RunningNode) -> None:
     """Echo, SOP classes, query and commitment, each with its answer."""
     said = node.segnode("pacs", "check", "hospital")
-    for subject in ("Segmentation", "Secondary Capture", "C-FIND", "Storage commitment"):
+    for subject in (
+        "Segmentation", "Secondary Capture", "C-FIND", "Storage commitment", "TLS",
+        'results = ["seg", "sr", "text_sr"]',
+    ):  # fmt: skip
         assert subject in said
     unknown = node.segnode("pacs", "check", "nowhere", check=False)
     assert "There is no peer 'nowhere'" in unknown

@@ -30,6 +30,7 @@ from anonymizer import (
 )
 from anonymizer.errors import PseudonymRemains, ReferenceMismatch, Unsupported, VaultError
 from anonymizer.profile import patient_study_attributes
+from node.results.uids import result_uid
 from tests.identified_ct import (
     FRAME,
     JAPANESE,
@@ -350,6 +351,26 @@ def test_gate_lets_results_of_one_job_refer_to_each_other() -> None:
     with pytest.raises(ReferenceMismatch):
         check_released(data, crosswalk)
     check_released(data, crosswalk, siblings=[f"{ROOT}.900.2"])
+
+
+def test_gate_knows_the_series_of_results_of_one_job() -> None:
+    """Evidence names the SEG's series, whose UID has the form of a pseudonym: only if stated."""
+    crosswalk = usual()[1]
+    series = result_uid("job", "seg:series")
+
+    def refer(ds: Dataset) -> None:
+        instance = Dataset()
+        instance.ReferencedSOPClassUID = "1.2.840.10008.5.1.4.1.1.66.4"
+        instance.ReferencedSOPInstanceUID = f"{ROOT}.900.2"
+        item = Dataset()
+        item.SeriesInstanceUID = series
+        item.ReferencedSOPSequence = [instance]
+        ds.CurrentRequestedProcedureEvidenceSequence = [item]
+
+    data = changed(_returned(), refer)
+    with pytest.raises(PseudonymRemains, match="SeriesInstanceUID"):
+        check_released(data, crosswalk, siblings=[f"{ROOT}.900.2"])
+    check_released(data, crosswalk, siblings=[f"{ROOT}.900.2"], sibling_series=[series])
 
 
 def test_original_date_that_looks_like_a_shifted_one_is_not_held() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,24 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from node.edges.ledger import Ledger
-from node.errors import NotPossible, PacsUnavailable
-from node.jobs import TRANSITIONS, Event, Job, State, StepName, Wish
+from node.errors import (
+    DeliveryRefused,
+    NotPossible,
+    PacsUnavailable,
+    Rejected,
+    UnsuitableInput,
+)
+from node.jobs import (
+    TRANSITIONS,
+    Event,
+    Explained,
+    Job,
+    Reason,
+    State,
+    StepName,
+    Wish,
+    unsuitable,
+)
 from node.pipeline import STEPS
 from node.pipeline.run import record_failure
 
@@ -289,3 +306,51 @@ class LedgerMachine(RuleBasedStateMachine):
 
 TestLedgerMachine = LedgerMachine.TestCase
 TestLedgerMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_a_redirected_job_goes_on_at_the_other_step_with_fresh_attempts(ledger: Ledger) -> None:
+    """Delivery that needs something else sends the job back to encode, and keeps what it knows."""
+    job = claimed(ledger, opened(ledger))
+    following = ledger.redirect(job, StepName.ENCODE, {"fallback": {"pacs": "0x0122"}}, "")
+    assert following is not None
+    assert (following.step, following.state, following.attempt) == (
+        StepName.ENCODE, State.QUEUED, 0,
+    )  # fmt: skip
+    assert following.facts["fallback"] == {"pacs": "0x0122"}
+    assert claimed(ledger, following).attempt == 1
+    assert ledger.redirect(job, StepName.ENCODE, {}, "") is None, "the lease is not ours any more"
+
+
+def test_an_unsuitable_series_is_explained_where_the_rule_wants_it(ledger: Ledger) -> None:
+    """The job goes on to encode with its reason, ends rejected with it, and may begin anew."""
+    [job] = ledger.fork(claimed(ledger, opened(ledger)), [replace(LUNGS, explain=True)])
+    done = ledger.finish(claimed(ledger, job), {"crosswalk": "record"})
+    assert done is not None
+    record_failure(ledger, claimed(ledger, done), UnsuitableInput("too thick", remedy="thinner"))
+    told = ledger.job(job.id)
+    assert told is not None and told.cause == "too thick"
+    assert (told.step, told.state) == (StepName.ENCODE, State.QUEUED)
+    reason = unsuitable(told)
+    assert reason == Reason("UnsuitableInput", "too thick", "thinner")
+    ledger.explained(claimed(ledger, told), Explained(reason, ("pacs",)))
+    ended = ledger.job(job.id)
+    assert ended is not None and ended.state is State.REJECTED
+    assert (ended.error, ended.cause, ended.remedy) == ("UnsuitableInput", "too thick", "thinner")
+    assert ended.facts["explained"] == ["pacs"] and unsuitable(ended) is None
+    assert ledger.retry(job.id).step is StepName.DEIDENTIFY
+
+
+@pytest.mark.parametrize(
+    ("explain", "error"), [(False, UnsuitableInput("x")), (True, DeliveryRefused("x"))]
+)
+def test_what_no_rule_wants_explained_stops_the_job(
+    ledger: Ledger, explain: bool, error: Rejected
+) -> None:
+    """Without the rule's word, or where the series is not to blame, a job just stops."""
+    [job] = ledger.fork(claimed(ledger, opened(ledger)), [replace(LUNGS, explain=explain)])
+    done = ledger.finish(claimed(ledger, job), {"crosswalk": "record"})
+    assert done is not None
+    record_failure(ledger, claimed(ledger, done), error)
+    ended = ledger.job(job.id)
+    assert ended is not None
+    assert (ended.state, ended.step) == (State.REJECTED, StepName.INFER)

@@ -7,10 +7,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from node import settings
-from node.settings import BadSettings, Settings, load
+from node.settings import BadSettings, DicomPeer, Settings, load
 from node.wiring import Hospital
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -143,3 +143,13 @@ def test_an_error_never_repeats_the_value(tmp_path: Path, monkeypatch: pytest.Mo
         loaded(tmp_path, monkeypatch, "[dicom]\nport = 'hunter2-secret'")
     assert "hunter2" not in str(raised.value)
     assert settings.BadSettings.default_remedy in raised.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [(["sr"], 'add "seg"'), ([], "at least 1"), (["seg", "seg"], "two results"), (["x"], "'seg'")],
+)
+def test_a_destination_that_cannot_be_served_stops_the_start(results: list[str], said: str) -> None:
+    """A report without the Segmentation it refers to, no kind at all, a kind that is none."""
+    with pytest.raises(ValidationError, match=said):
+        DicomPeer(name="p", ae_title="P", host="h", port=104, results=results)

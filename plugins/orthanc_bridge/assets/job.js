@@ -79,6 +79,14 @@ export function reason(job) {
     const images = released === 1 ? "1 image" : `${released} images`;
     lines.push(el("p", { className: "segnode-soft" }, `A person released ${images} with text blanked.`));
   }
+  for (const [name, refusal] of Object.entries(job.facts.fallback ?? {})) {
+    lines.push(el("p", { className: "segnode-soft" },
+      `${name} refused the Segmentation (${refusal}): it gets Secondary Captures instead.`));
+  }
+  if (job.facts.explained) {
+    lines.push(el("p", { className: "segnode-soft" },
+      `Told why: ${job.facts.explained.join(", ")}.`));
+  }
   if (job.state === "confirmed") lines.push(el("p", {}, proof(job)));
   return lines;
 }

@@ -1,0 +1,123 @@
+"""`segnode pacs check`: what a destination is, what it takes, and which profile fits it.
+
+Nothing is stored there: DIMSE says in the negotiation what it takes (PS3.8 9.3.3), and DICOMweb
+says nothing before something is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from node.errors import NodeError
+from node.kinds import ResultKind
+from node.settings import DicomPeer, DicomWebPeer
+from node.tables import Finding
+from node.wiring import Hospital
+
+#: What the node's results are in, and what PS3.5 10.1 makes everybody take.
+SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+
+
+@dataclass(frozen=True)
+class DestinationCheck:
+    """What was found of one destination.
+
+    ``taken`` is kind → name of transfer syntax → accepted; empty where nobody can say. ``proposed``
+    is the profile that fits; empty where none can be proposed.
+    """
+
+    findings: tuple[Finding, ...]
+    taken: Mapping[ResultKind, Mapping[str, bool]] = field(default_factory=dict)
+    proposed: tuple[ResultKind, ...] = ()
+
+
+def check_destination(hospital: Hospital, name: str) -> DestinationCheck:
+    """Ask one destination.
+
+    Raises
+    ------
+    NodeError
+        There is no peer of that name.
+    """
+    peers = {peer.name: peer for peer in hospital.settings.peers}
+    if name not in peers:
+        raise NodeError(
+            f"There is no peer {name!r}",
+            remedy=f"Peers in segnode.toml: {', '.join(peers) or 'none'}.",
+        )
+    peer = peers[name]
+    findings = [echoed(hospital, name), _encrypted(peer)]
+    if findings[0].level == "wrong":
+        return DestinationCheck(tuple(findings))
+    if isinstance(peer, DicomWebPeer):
+        return DestinationCheck((*findings, _UNKNOWN))
+    answer = hospital.dicom(peer).negotiate([kind.sop_class_uid for kind in ResultKind], SYNTAXES)
+    taken = {
+        kind: {syntax.name: answer.storage[kind.sop_class_uid, syntax] for syntax in SYNTAXES}
+        for kind in ResultKind
+    }
+    accepted = [kind for kind in ResultKind if any(taken[kind].values())]
+    findings += [
+        _offered("Query (C-FIND)", answer.study_root_find, "proof of delivery without commitment"),
+        _offered("Storage commitment", answer.storage_commitment, "the strongest proof"),
+        *_profile(peer, accepted),
+    ]
+    return DestinationCheck(tuple(findings), taken, proposed_profile(accepted))
+
+
+def proposed_profile(accepted: Collection[ResultKind]) -> tuple[ResultKind, ...]:
+    """The result once for every reader: on the images, for machines, and for people.
+
+    Pictures take the place of a Segmentation that is not taken, a page that of a text.
+    """
+    wanted = []
+    if ResultKind.SEG in accepted:
+        wanted += [kind for kind in (ResultKind.SEG, ResultKind.SR) if kind in accepted]
+    elif ResultKind.CAPTURE in accepted:
+        wanted.append(ResultKind.CAPTURE)
+    for_people = (ResultKind.TEXT_SR, ResultKind.PDF)
+    return (*wanted, *[kind for kind in for_people if kind in accepted][:1])
+
+
+def echoed(hospital: Hospital, name: str) -> Finding:
+    """Whether a peer answers at all."""
+    try:
+        hospital.destinations[name].echo()
+    except NodeError as error:
+        return Finding("wrong", f"peer {name}", str(error), error.remedy)
+    return Finding("good", f"peer {name}", "answers")
+
+
+_UNKNOWN = Finding(
+    "note", "kinds of result", "DICOMweb does not say what it takes before something is stored",
+    "Choose `results` from its conformance statement.",
+)  # fmt: skip
+
+
+def _encrypted(peer: DicomPeer | DicomWebPeer) -> Finding:
+    if isinstance(peer, DicomWebPeer) and peer.url.startswith("https:"):
+        return Finding("good", "TLS", "used; its certificate is checked")
+    return Finding("note", "TLS", "not used: names and images travel as plain text")
+
+
+def _offered(subject: str, offered: bool, use: str) -> Finding:
+    if offered:
+        return Finding("good", subject, f"offered: {use}")
+    return Finding("note", subject, f"not offered; it would be {use}")
+
+
+def _profile(peer: DicomPeer, accepted: Collection[ResultKind]) -> Iterator[Finding]:
+    """Whether the peer takes what the settings say that it takes."""
+    missing = [kind for kind in peer.results if kind not in accepted]
+    if not missing:
+        yield Finding("good", "results", f"all taken: {', '.join(peer.results)}")
+    elif missing == [ResultKind.SEG] and ResultKind.CAPTURE in accepted:
+        yield Finding("note", "results", "no seg is taken: it gets captures instead")
+    else:
+        yield Finding(
+            "wrong", "results", f"not taken: {', '.join(missing)}",
+            "Use the profile below, or have the PACS accept the SOP class from this AE title.",
+        )  # fmt: skip

@@ -1,0 +1,182 @@
+"""The objects of one result, kind by kind: what a model found, as each destination wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from node.imaging.radiograph import as_displayed, normalised, radiograph_from
+from node.imaging.volume import volume_from_series
+from node.kinds import ResultKind
+from node.results.capture import encode_captures
+from node.results.measurements import Measurements, SegmentMeasurements
+from node.results.overlay import montage_png
+from node.results.pdf import encode_pdf
+from node.results.radiograph_picture import radiograph_png
+from node.results.report import NOTICE
+from node.results.rtstruct import encode_rtstruct
+from node.results.seg import Algorithm, encode_seg
+from node.results.sr import encode_sr
+from node.results.text_sr import encode_text_sr, text_document
+from node.results.uids import ResultIdentity
+from node.sdk import ModelManifest, Radiograph, RadiographManifest, Volume
+
+#: Black and white of a normalised radiograph, as integers.
+_SHADES = (0.0, 1000.0)
+#: TID 1500 and RT Structure Sets want a place in the patient.
+_OF_RADIOGRAPHS = (ResultKind.SEG, ResultKind.TEXT_SR, ResultKind.PDF, ResultKind.CAPTURE)
+
+
+def possible_kinds(manifest: ModelManifest) -> tuple[ResultKind, ...]:
+    """What can be made of a model's results."""
+    return _OF_RADIOGRAPHS if isinstance(manifest, RadiographManifest) else tuple(ResultKind)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The job and model behind an object: they decide its UIDs, its time and its place."""
+
+    job_key: str
+    created: datetime
+    software_version: str
+    manifest: ModelManifest
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The model as objects name it."""
+        return Algorithm.of(self.manifest)
+
+    def identity(self, kind: ResultKind, *, explanation: bool = False) -> ResultIdentity:
+        """Of one kind's series; the explanation of a missing result is none of the result's."""
+        results = self.manifest.results
+        said = f"{results.series_description[:54].rstrip()} no result"
+        return ResultIdentity.for_job(
+            self.job_key,
+            series_number=results.series_number + kind.number,
+            series_description=said if explanation else kind.described(results.series_description),
+            created=self.created,
+            software_version=self.software_version,
+            kind="explanation" if explanation else str(kind),
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model found in one series, and all that its objects are made of.
+
+    Attributes
+    ----------
+    labels
+        uint8, shape (slices, rows, columns), as the label map has it.
+    sources
+        De-identified instances with their pixels, ``sources[i]`` being the slice of ``labels[i]``.
+    measurements
+        In the order of the segments.
+    """
+
+    origin: Origin
+    labels: NDArray[np.uint8]
+    sources: Sequence[Dataset]
+    measurements: Measurements
+
+    def encoded(self, kind: ResultKind, every: int = 1) -> Iterator[Dataset]:
+        """The objects of one kind, with file meta: one, or of captures every nth.
+
+        Raises
+        ------
+        EmptyResult, ModelFault, GeometryError, Rejected, Quarantined
+            As :func:`node.results.seg.encode_seg` says.
+        """
+        numbered, segments = self.origin.manifest.settled(self.labels)
+        by = (self.sources, segments, self.origin.algorithm, self.origin.identity(kind))
+        match kind:
+            case ResultKind.SEG:
+                yield self.seg
+            case ResultKind.SR:
+                volumes = [m for m in self.measurements if isinstance(m, SegmentMeasurements)]
+                yield encode_sr(volumes, self.seg, *by)
+            case ResultKind.TEXT_SR:
+                yield encode_text_sr(self.measurements, *by)
+            case ResultKind.PDF:
+                yield encode_pdf(self.picture_png, self.measurements, *by)
+            case ResultKind.RTSTRUCT:
+                yield encode_rtstruct(numbered, *by)
+            case ResultKind.CAPTURE:
+                images, window = self._shown
+                yield from encode_captures(images, numbered, *by, window=window, every=every)
+
+    @cached_property
+    def seg(self) -> Dataset:
+        """The Segmentation, which the SR refers to."""
+        numbered, segments = self.origin.manifest.settled(self.labels)
+        identity = self.origin.identity(ResultKind.SEG)
+        return encode_seg(numbered, self.sources, segments, self.origin.algorithm, identity)
+
+    @cached_property
+    def picture_png(self) -> bytes:
+        """The result at a glance, for the console and the PDF."""
+        manifest = self.origin.manifest
+        if isinstance(manifest, RadiographManifest):
+            assert isinstance(self._case, Radiograph)  # noqa: S101 - made so below
+            labels, segments = manifest.settled(self.labels[0])
+            shown = as_displayed(self._case, labels, manifest.preprocessing.percentiles)
+            return radiograph_png(
+                shown.shades,
+                shown.labels,
+                segments,
+                manifest,
+                aspect=shown.aspect,
+                sides_known=shown.sides_known,
+            )
+        assert isinstance(self._case, Volume)  # noqa: S101
+        return montage_png(self._case, self.labels, manifest)
+
+    @cached_property
+    def _case(self) -> Volume | Radiograph:
+        if isinstance(self.origin.manifest, RadiographManifest):
+            return radiograph_from(self.sources[0])
+        return volume_from_series(self.sources)
+
+    @property
+    def _shown(self) -> tuple[NDArray[np.int16], tuple[float, float]]:
+        """Grey values (slices, rows, columns), and which are black and white."""
+        manifest = self.origin.manifest
+        if isinstance(manifest, RadiographManifest):
+            assert isinstance(self._case, Radiograph)  # noqa: S101
+            percentiles = manifest.preprocessing.percentiles
+            shades = normalised(self._case.array, self._case.padding, percentiles) * _SHADES[1]
+            return np.rint(shades).astype(np.int16)[np.newaxis], _SHADES
+        assert isinstance(self._case, Volume)  # noqa: S101
+        return self._case.array, manifest.window_hu
+
+
+def explanation(reason: Mapping[str, str], sources: Sequence[Dataset], origin: Origin) -> Dataset:
+    """One page that says why a series has no result and what can be done, so that nobody waits.
+
+    Parameters
+    ----------
+    reason
+        ``cause`` and ``remedy`` of the error that stopped the job: they name tags, never values.
+    sources
+        De-identified instances, suitable or not; all of them become evidence.
+    """
+    return text_document(
+        [
+            f"{NOTICE}. There is no result for this series.",
+            f"Cause: {_ascii(reason['cause'])}",
+            f"What to do: {_ascii(reason['remedy'])}",
+        ],
+        sources,
+        origin.algorithm,
+        origin.identity(ResultKind.TEXT_SR, explanation=True),
+    )
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "replace").decode("ascii")

@@ -1,0 +1,152 @@
+"""The segments as contours: an RT Structure Set, for planning systems and viewers that want one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import contourpy
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.uid import RTStructureSetStorage
+
+from node.results.report import complete_report, new_document, quiet, reference_to
+from node.results.seg import Algorithm
+from node.results.source import SourceSeries
+from node.results.uids import ResultIdentity
+from node.sdk import Segment
+
+STRUCTURE_SET_LABEL = "AI"
+
+
+def encode_rtstruct(
+    labels: NDArray[np.uint8],
+    source_instances: Sequence[Dataset],
+    segments: Sequence[Segment],
+    algorithm: Algorithm,
+    identity: ResultIdentity,
+) -> Dataset:
+    """Closed planar contours of each segment on each slice, in the patient's coordinates.
+
+    A hole is a contour inside a contour: what lies in an even number of them is outside (the
+    exclusive or, which planning systems apply to CLOSED_PLANAR contours of one ROI).
+
+    Parameters
+    ----------
+    labels
+        uint8, shape (slices, rows, columns).
+    source_instances
+        De-identified headers, ``source_instances[i]`` being the slice of ``labels[i]``.
+
+    References
+    ----------
+    PS3.3 2026b A.19 (RT Structure Set), C.8.8.5, C.8.8.6 (ROI Contour).
+    """
+    sources = SourceSeries.of(source_instances).headers
+    with quiet():
+        document = _document(sources, segments, algorithm, identity)
+    document.ROIContourSequence = [
+        _roi_contour(labels == segment.number, sources, segment) for segment in segments
+    ]
+    return complete_report(document, algorithm, identity)
+
+
+def contours_of(mask: NDArray[np.bool_]) -> Iterator[NDArray[np.float64]]:
+    """Closed outlines of one slice's mask, as points (n, 2) of (row, column), first not repeated.
+
+    They run half-way between pixel centres inside and outside, so that a pixel's centre is inside
+    the outline when the pixel is inside the mask.
+    """
+    padded = np.pad(mask, 1).astype(np.float32)
+    for points in contourpy.contour_generator(z=padded).lines(0.5):
+        yield np.asarray(points, float)[:-1, ::-1] - 1
+
+
+def _roi_contour(mask: NDArray[np.bool_], sources: Sequence[Dataset], segment: Segment) -> Dataset:
+    roi = Dataset()
+    roi.ROIDisplayColor = list(segment.rgb)
+    roi.ReferencedROINumber = segment.number
+    contours = [
+        _contour(points, sources[index])
+        for index in np.flatnonzero(mask.any(axis=(1, 2))).tolist()
+        for points in contours_of(mask[index])
+    ]
+    if contours:  # type 3, and an empty one is an error to some readers
+        roi.ContourSequence = contours
+    return roi
+
+
+def _contour(points: NDArray[np.float64], source: Dataset) -> Dataset:
+    row_cosines, column_cosines = np.reshape(
+        np.asarray(source.ImageOrientationPatient, float), (2, 3)
+    )
+    row_mm, column_mm = (float(value) for value in source.PixelSpacing)
+    points_mm = (
+        np.asarray(source.ImagePositionPatient, float)
+        + points[:, :1] * row_mm * column_cosines
+        + points[:, 1:] * column_mm * row_cosines
+    )
+    contour = Dataset()
+    contour.ContourImageSequence = [reference_to(source)]
+    contour.ContourGeometricType = "CLOSED_PLANAR"
+    contour.NumberOfContourPoints = len(points)
+    contour.ContourData = [f"{value:.3f}" for value in points_mm.ravel()]
+    return contour
+
+
+def _document(
+    sources: Sequence[Dataset],
+    segments: Sequence[Segment],
+    algorithm: Algorithm,
+    identity: ResultIdentity,
+) -> Dataset:
+    first = sources[0]
+    document = new_document(RTStructureSetStorage, "RTSTRUCT", first, identity)
+    document.OperatorsName = None
+    document.StructureSetLabel = STRUCTURE_SET_LABEL
+    document.StructureSetName = f"{algorithm.name} {algorithm.version}"
+    document.StructureSetDate = identity.created.strftime("%Y%m%d")
+    document.StructureSetTime = identity.created.strftime("%H%M%S")
+    document.FrameOfReferenceUID = first.FrameOfReferenceUID
+    document.PositionReferenceIndicator = None
+    document.ApprovalStatus = "UNAPPROVED"
+    document.ReferencedFrameOfReferenceSequence = [_referenced_frame(sources)]
+    document.StructureSetROISequence = [
+        _roi(segment, first.FrameOfReferenceUID, algorithm) for segment in segments
+    ]
+    document.RTROIObservationsSequence = [_observation(segment) for segment in segments]
+    return document
+
+
+def _roi(segment: Segment, frame_of_reference_uid: str, algorithm: Algorithm) -> Dataset:
+    roi = Dataset()
+    roi.ROINumber = segment.number
+    roi.ReferencedFrameOfReferenceUID = frame_of_reference_uid
+    roi.ROIName = segment.label
+    roi.ROIGenerationAlgorithm = "AUTOMATIC"
+    roi.ROIGenerationDescription = f"{algorithm.name} {algorithm.version}"
+    return roi
+
+
+def _observation(segment: Segment) -> Dataset:
+    observation = Dataset()
+    observation.ObservationNumber = segment.number
+    observation.ReferencedROINumber = segment.number
+    observation.RTROIInterpretedType = "ORGAN"
+    observation.ROIInterpreter = None
+    return observation
+
+
+def _referenced_frame(sources: Sequence[Dataset]) -> Dataset:
+    first = sources[0]
+    series = Dataset()
+    series.SeriesInstanceUID = first.SeriesInstanceUID
+    series.ContourImageSequence = [reference_to(source) for source in sources]
+    study = Dataset()
+    study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, as all do
+    study.ReferencedSOPInstanceUID = first.StudyInstanceUID
+    study.RTReferencedSeriesSequence = [series]
+    frame = Dataset()
+    frame.FrameOfReferenceUID = first.FrameOfReferenceUID
+    frame.RTReferencedStudySequence = [study]
+    return frame
