@@ -50,7 +50,8 @@ def frames_of(labels: NDArray[np.uint8], headers: Sequence[Dataset], segments: i
     labels
         uint8, shape (slices, rows, columns), ``headers[i]`` being the slice of ``labels[i]``.
     """
-    present = np.stack([(labels == n + 1).any(axis=(1, 2)) for n in range(segments)])
+    # Plane by plane: what is compared stays in the processor's cache.
+    present = np.array([[(plane == n + 1).any() for plane in labels] for n in range(segments)])
     ranks = {
         index: rank
         for rank, index in enumerate(

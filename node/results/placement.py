@@ -63,9 +63,10 @@ def check_frames(
     slices = {str(source.SOPInstanceUID): index for index, source in enumerate(source_instances)}
     numbers = range(1, int(labels.max()) + 1)
     present = {
-        (int(index), number)
+        (index, number)
+        for index, plane in enumerate(labels)
         for number in numbers
-        for index in np.flatnonzero((labels == number).any(axis=(1, 2)))
+        if (plane == number).any()
     }
     instance = read_instance(data)
     top = {element.tag: element.value for element in instance.elements}
@@ -119,7 +120,9 @@ def _same_position(groups: Sequence[Element], source: Dataset) -> bool:
     (value,) = _values(groups, PLANE_POSITION_SEQUENCE, IMAGE_POSITION)
     position = [float(number) for number in value.decode("ascii").split("\\")]
     expected = [float(number) for number in source.ImagePositionPatient]
-    return bool(np.allclose(position, expected, rtol=0, atol=_TOLERANCE_MM))
+    return all(
+        abs(one - other) <= _TOLERANCE_MM for one, other in zip(position, expected, strict=True)
+    )
 
 
 def _segment_number(groups: Sequence[Element]) -> int:

@@ -63,6 +63,9 @@ _SHARED = (
 #: Images without a place in the patient: PS3.3 A.2 (CR), A.26 (DX).
 _PROJECTIONS = frozenset({ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation})
 
+#: The same too, but for the last digits.
+_GRID = ("ImageOrientationPatient", "PixelSpacing")
+
 _ORIENTATION_TOLERANCE = 1e-3  # direction cosines; scanners write four decimals or more
 _MINIMUM_GAP_MM = 1e-3
 
@@ -155,18 +158,19 @@ def _require(instances: Sequence[Dataset], keywords: Sequence[str]) -> None:
 
 def _check_one_grid(instances: Sequence[Dataset]) -> None:
     first = instances[0]
-    orientation = np.asarray(first.ImageOrientationPatient, float)
-    spacing = np.asarray(first.PixelSpacing, float)
+    shared = {keyword: first[keyword].value for keyword in _SHARED}
+    shape = {keyword: _numbers(first, keyword) for keyword in _GRID}
     for number, other in enumerate(instances, start=1):
-        for keyword in _SHARED:
-            if other[keyword].value != first[keyword].value:
+        for keyword, value in shared.items():
+            if other[keyword].value != value:
                 raise GeometryError(f"Source slices 1 and {number} differ in {keyword}")
-        for keyword, expected in (
-            ("ImageOrientationPatient", orientation),
-            ("PixelSpacing", spacing),
-        ):
-            found = np.asarray(other[keyword].value, float)
-            if not np.allclose(found, expected, rtol=0, atol=_ORIENTATION_TOLERANCE):
+        for keyword, expected in shape.items():
+            found = _numbers(other, keyword)
+            near = len(found) == len(expected) and all(
+                abs(one - wanted) <= _ORIENTATION_TOLERANCE
+                for one, wanted in zip(found, expected, strict=True)
+            )
+            if not near:
                 raise GeometryError(f"Source slices 1 and {number} differ in {keyword}")
     along_mm = positions_along_normal_mm(instances)
     order = np.argsort(along_mm, kind="stable")
@@ -174,6 +178,10 @@ def _check_one_grid(instances: Sequence[Dataset]) -> None:
     if close.size:
         one, two = sorted(int(order[close[0] + offset]) + 1 for offset in (0, 1))
         raise GeometryError(f"Source slices {one} and {two} have the same position")
+
+
+def _numbers(instance: Dataset, keyword: str) -> list[float]:
+    return [float(value) for value in instance[keyword].value]
 
 
 def _complete(instance: Dataset) -> Dataset:
@@ -205,9 +213,8 @@ def _measure(first: Dataset, instances: Sequence[Dataset]) -> None:
 def _slice_only(instance: Dataset, *, like: Dataset) -> Dataset:
     copy = Dataset()
     for keyword in _NEEDED:
-        copy.add(instance[keyword])
-    # highdicom compares digit by digit; scanners jitter in the last one.
-    copy.ImageOrientationPatient = like.ImageOrientationPatient
+        # highdicom compares digit by digit; scanners jitter in the last one.
+        copy.add((like if keyword == "ImageOrientationPatient" else instance)[keyword])
     return copy
 
 

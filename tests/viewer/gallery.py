@@ -146,7 +146,6 @@ def read_in_three_dimensions(study: Study, reader: Reader) -> dict[str, Image.Im
     """The Segmentation in three planes and as surfaces."""
     reader.open_study(study.source[0].StudyInstanceUID, IN_THREE_DIMENSIONS)
     reader.open_segmentation(study.results_of(SegmentationStorage)[0].SeriesDescription)
-    reader.wait_for_surfaces()
     return {"3d": reader.page_picture()}
 
 

@@ -61,11 +61,6 @@ _SCROLL = """async position => {
     await viewport.setImageIdIndex(distances.indexOf(Math.min(...distances)));
     viewport.render();
 }"""
-_SURFACES_ARE_THERE = """() => {
-    const viewports = window.cornerstone.getRenderingEngines()[0].getViewports();
-    const solid = viewports.find(viewport => viewport.type === 'volume3d');
-    return solid?.getActors().length > 1; // the CT itself, and the surfaces
-}"""
 _HIDE = """() => {
     const viewport = window.cornerstone.getRenderingEngines()[0].getViewports()[0];
     const { config, state } = window.cornerstoneTools.segmentation;
@@ -196,10 +191,6 @@ class Reader:
         """Double-click a report's thumbnail; returns when its text is on the screen."""
         self._double_click(series_description)
         self.page.get_by_text("Findings").first.wait_for()
-
-    def wait_for_surfaces(self) -> None:
-        """Return when the 3D view has a surface beside the volume."""
-        self.page.wait_for_function(_SURFACES_ARE_THERE)
 
     def page_picture(self) -> Image.Image:
         """The whole page, with the viewer's own text, when it no longer changes."""
