@@ -19,10 +19,10 @@ from node.results.measurements import Measurements
 from node.results.report import (
     NOTICE,
     complete_report,
-    in_words,
     new_document,
     quiet,
     reference_to,
+    statements,
     title_of,
 )
 from node.results.seg import MANUFACTURER, Algorithm
@@ -59,7 +59,7 @@ def encode_pdf(
     PS3.3 2026b A.45.1 (Encapsulated PDF), C.24.2 (Encapsulated Document).
     """
     rows = [
-        (segment, in_words(found, source_instances))
+        (segment, "; ".join(statements(found, source_instances)))
         for segment, found in zip(segments, measurements, strict=True)
     ]
     sources = SourceSeries.of(source_instances).headers

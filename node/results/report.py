@@ -26,14 +26,14 @@ _TIMES = (
 )
 
 
-def in_words(
+def statements(
     found: SegmentMeasurements | ProjectedMeasurements, source_instances: Sequence[Dataset]
-) -> str:
+) -> list[str]:
     """What was measured of a segment, for a person; ASCII, says so when it was not found."""
     if isinstance(found, ProjectedMeasurements):
-        return f"{found.share:.1%} of the image" if found.share else "not found"
+        return [f"{found.share:.1%} of the image" if found.share else "not found"]
     if not found.volume_ml:
-        return "not found"
+        return ["not found"]
     said = [f"volume {found.volume_ml:,.1f} ml"]
     if found.mean is not None and found.standard_deviation is not None:
         ct = source_instances[0].Modality == "CT"
@@ -44,7 +44,7 @@ def in_words(
     first, last = slice_numbers(found, source_instances)
     if first is not None and last is not None:
         said.append(f"images {min(first, last)} to {max(first, last)}")
-    return "; ".join(said)
+    return said
 
 
 def slice_numbers(

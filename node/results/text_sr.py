@@ -12,7 +12,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import BasicTextSRStorage
 
 from node.results.measurements import Measurements
-from node.results.report import NOTICE, complete_report, in_words, new_document, quiet, title_of
+from node.results.report import NOTICE, complete_report, new_document, quiet, statements, title_of
 from node.results.seg import Algorithm
 from node.results.source import named
 from node.results.uids import ResultIdentity
@@ -43,9 +43,11 @@ def encode_text_sr(
     ----------
     PS3.3 2026b A.35.1 (Basic Text SR); PS3.16 2026b TID 2000 (Basic Diagnostic Imaging Report).
     """
+    # One item for each number: viewers cut long ones off (seen in OHIF).
     lines = [
-        f"{segment.label}: {in_words(found, source_instances)}"
+        f"{segment.label}: {statement}"
         for segment, found in zip(segments, measurements, strict=True)
+        for statement in statements(found, source_instances)
     ]
     return text_document([NOTICE, *lines], source_instances, algorithm, identity)
 
