@@ -188,8 +188,17 @@ def test_the_compute_worker_knows_no_hospital(node: RunningNode) -> None:
         pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         names = {pair.split(b"=")[0].decode() for pair in pairs if pair}
         allowed = {"PATH", "HOME", "PYTHONUNBUFFERED", "LC_CTYPE"}
-        # Celery, its pool and torch's libraries tell their children who they are.
-        theirs = ("SEGNODE_COMPUTE_", "CELERY_", "FORKED", "_MP_", "KMP_", "OMP_", "OPENBLAS_")
+        # Celery, its pool, and the libraries of torch and GDCM tell their children who they are.
+        theirs = (
+            "SEGNODE_COMPUTE_",
+            "CELERY_",
+            "FORKED",
+            "_MP_",
+            "KMP_",
+            "OMP_",
+            "OPENBLAS_",
+            "GDCM_",
+        )
         own = {name for name in names if name.startswith(theirs)}
         assert names - allowed - own == set()
         environment = b"\n".join(pairs)
