@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ STUDY_INSTANCE_UID = 0x0020000D
 SERIES_INSTANCE_UID = 0x0020000E
 FRAME_OF_REFERENCE_UID = 0x00200052
 ISSUER_OF_PATIENT_ID = 0x00100021
+STRING_VRS = TEXT_VRS | {"CS", "DA", "DS", "DT", "IS", "TM"}
+_NUL_INSIDE = re.compile(rb"\0[^\0 \\]")
 # Read by burned_in_risk, which takes a Dataset.
 PIXEL_JUDGEMENT_TAGS = frozenset({
     0x00080008, 0x00080016, 0x00080064, 0x00280004, 0x00280301, 0x00280302,
@@ -140,6 +143,7 @@ def treated(instance: Instance, policy: Policy, keys: PseudonymKeys) -> Treated:
     """
     class_policy = class_policy_for(instance, policy)
     refuse_unknown_character_sets(instance.elements)
+    refuse_swallowed_elements(instance.elements)
     patient = patient_of(instance.elements, policy, keys)
     elements = treat_elements(instance.elements, class_policy, patient, parent=0, character_set=b"")
     return Treated(patient, class_policy, elements)
@@ -239,6 +243,18 @@ def refuse_unknown_character_sets(elements: Iterable[Element]) -> None:
             terms = value.decode("latin-1").split("\\")
             if any(term.rstrip("\0 ").lstrip(" ") not in python_encoding for term in terms):
                 raise Unsupported("A term of SpecificCharacterSet (0008,0005) is not DICOM's")
+
+
+def refuse_swallowed_elements(elements: Iterable[Element]) -> None:
+    """A wrong length makes a value of the elements after it: the patient's name could be inside one
+    that is kept, and nobody would know that it is a name. Their headers hold NUL, which text has at
+    its end only (PS3.5 6.2)."""
+    for (tag, vr, value), _ in leaves(elements, b""):
+        if vr in STRING_VRS and isinstance(value, bytes) and _NUL_INSIDE.search(value):
+            raise Unreadable(
+                f"{keyword_for_tag(tag) or 'An attribute'} ({tag >> 16:04X},{tag & 0xFFFF:04X}) "
+                "holds NUL before its end: its length is wrong, or its text is damaged"
+            )
 
 
 def patient_of(elements: list[Element], policy: Policy, keys: PseudonymKeys) -> Patient:

@@ -19,6 +19,7 @@ from anonymizer.deidentify import (
     OriginalIdentity,
     Treated,
     has_text_outside_ascii,
+    refuse_swallowed_elements,
     refuse_unknown_character_sets,
     residual_identifiers,
     with_written_elements,
@@ -159,6 +160,7 @@ class Template:
         varying = {element.tag: place for place, element in others.items()}
         elements = [self._with_settled_vr(element) for element in others.values()]
         refuse_unknown_character_sets(elements)
+        refuse_swallowed_elements(elements)
         character_set = self.values.get(SPECIFIC_CHARACTER_SET, b"")
         if not isinstance(character_set, bytes) or not patient.identifiers.covers(
             identifiers_of(elements, character_set=character_set)

@@ -294,6 +294,22 @@ def test_deflate_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         deidentify_instance(meta + file_meta.getvalue() + bomb, basic_policy(), KEYS)
 
 
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_value_that_swallowed_the_patient_is_unreadable(slow: bool) -> None:
+    """A kept value whose wrong length takes in the next elements would carry the name out."""
+    ds = ct_instance()
+    ds.Manufacturer = "ACME SCANNERS "
+    data = bytearray(part10(ds))
+    length = data.index(b"ACME SCANNERS ") - 2
+    after_name = data.index(b"\x10\x00\x20\x00LO", length)  # PatientID, the element after the name
+    data[length : length + 2] = (after_name - length - 2).to_bytes(2, "little")
+    with pytest.raises(Unreadable, match="NUL before its end"):
+        if slow:
+            deidentify_instance(bytes(data), basic_policy(), KEYS)
+        else:
+            list(deidentify_series([part10(ds), bytes(data)], basic_policy(), KEYS))
+
+
 @pytest.mark.parametrize("keep", [0, 100, 131, 140, 300, 600, -1, -2])
 def test_truncated_instance_is_unreadable(keep: int) -> None:
     """A cut anywhere is an error, never a shorter output."""
