@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from node.edges.orthanc_config import DicomPeer
 from tests.orthanc_server import OrthancServer, require_orthanc
 from tests.running_node import RunningNode
+
+# The same examples in every run: a change is judged by what it changed. To look for new ones:
+# HYPOTHESIS_PROFILE=default pytest tests/unit
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 NO_BRIDGE = Path(__file__).resolve().parents[1] / "deploy" / "demo" / "no_bridge" / "bridge.py"
 
