@@ -43,6 +43,7 @@ import numpy as np
 from pydicom import dcmread
 
 from node.imaging.volume import volume_from_series
+from node.manifest import NetworkManifest, read_manifest
 from node.packages import (
     NetworkModel,
     find_or_make_export,
@@ -52,7 +53,7 @@ from node.packages import (
     on_torch,
 )
 from node.runtimes import Engine, Scores, openvino_cpu
-from node.sdk import NetworkManifest, Volume, read_manifest
+from node.sdk import Volume
 from node.segmentation import VolumeModel
 
 DEMO = ROOT / "deploy" / "demo"

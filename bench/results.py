@@ -34,9 +34,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `tests` is no installed package
 
+from node.manifest import Code, Segment
 from node.results.seg import Algorithm, build_seg, encode_seg
 from node.results.uids import ResultIdentity
-from node.sdk import Code, Segment
 from tests.running_node import DEMO_CT
 
 SIZE = 512

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from node import service, vault_keys
 from node.destination_check import echoed
 from node.errors import NodeError
+from node.manifest import CommandManifest
 from node.runtimes.network import verified_weights
-from node.sdk import CommandManifest
 from node.settings import Settings
 from node.tables import Finding
 from node.wiring import Hospital

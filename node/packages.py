@@ -17,21 +17,21 @@ from typing import Literal
 from node import log
 from node.errors import ModelFault, NodeError
 from node.foreign.model import CommandModel, load_command_model
+from node.manifest import (
+    MANIFEST_NAME,
+    CommandManifest,
+    ModelManifest,
+    RadiographManifest,
+    WithWeights,
+    read_manifest,
+)
 from node.radiographs import RadiographModel
 from node.reference import Labels, Reference, agreement, read_reference
 from node.runtimes import Precision, Runtime, openvino_cpu
 from node.runtimes.exports import Export, find_export, is_exported, keep_export
 from node.runtimes.mirrored import Mirrored
 from node.runtimes.network import load_network, verified_weights
-from node.sdk import (
-    MANIFEST_NAME,
-    CommandManifest,
-    ModelManifest,
-    Radiograph,
-    RadiographManifest,
-    WithWeights,
-    read_manifest,
-)
+from node.sdk import Radiograph
 from node.segmentation import VolumeModel
 
 SAME_DICE = 0.9999

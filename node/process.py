@@ -22,6 +22,7 @@ from node.errors import DamagedInstance, NodeError, Rejected
 from node.imaging.decoding import Decoders, decoding_processes
 from node.jobs import BY_HAND, Done, Job, StepName, Wish
 from node.kinds import ResultKind
+from node.manifest import ModelManifest
 from node.packages import Model, find_models, load_model
 from node.pipeline.deidentify import deidentify
 from node.pipeline.encode import encode
@@ -32,7 +33,6 @@ from node.pipeline.receive import receive
 from node.pipeline.reidentify import reidentify
 from node.pipeline.route import route
 from node.pipeline.run import StepFunction
-from node.sdk import ModelManifest
 from node.settings import Settings
 from node.tables import Written
 from node.wiring import policy_with

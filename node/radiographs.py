@@ -11,8 +11,9 @@ from node.errors import ModelFault
 from node.imaging.radiograph import Turn, normalised, square_grid
 from node.imaging.regions import keep_large_regions
 from node.imaging.resample import PlaneGrid
+from node.manifest import RadiographManifest
 from node.runtimes import Runtime, Scores
-from node.sdk import LabelMap, Progress, Radiograph, RadiographManifest
+from node.sdk import LabelMap, Progress, Radiograph
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from node.errors import ModelFault
-from node.sdk import Radiograph, RadiographManifest, Volume, WithWeights
+from node.manifest import RadiographManifest, WithWeights
+from node.sdk import Radiograph, Volume
 
 REFERENCE_NAME = "reference"
 INPUT_NAME = "input.npz"

@@ -22,8 +22,9 @@ from node.imaging.resample import (
     patient_orientation,
 )
 from node.imaging.sliding_window import context_offset, slab_indices
+from node.manifest import NetworkManifest
 from node.runtimes import Runtime, Scores
-from node.sdk import LabelMap, NetworkManifest, Progress, Volume
+from node.sdk import LabelMap, Progress, Volume
 
 Upright = Callable[[int, int], npt.NDArray[np.int16]]
 

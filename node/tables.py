@@ -18,7 +18,7 @@ from rich.text import Text
 from node.edges.supervisor import ProcessInfo
 from node.jobs import Attempt, Job, State
 from node.kinds import ResultKind
-from node.sdk import CommandManifest, ModelManifest
+from node.manifest import CommandManifest, ModelManifest
 
 _COLOURS: Mapping[State, str] = {
     State.QUEUED: "cyan",

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from node.edges.orthanc import Orthanc
     from node.edges.pacs import DicomPacs
     from node.edges.watch import Nudges
+    from node.manifest import ModelManifest
     from node.pipeline.outbound import Profile
     from node.pipeline.run import StepFunction
     from node.ports import Pacs
-    from node.sdk import ModelManifest
 
 #: Orthanc's user for the node itself and for the person at the console.
 ORTHANC_USER = "segnode"
@@ -359,9 +359,9 @@ def run_compute(settings: ComputeSettings) -> None:
     from node.edges.compute import register_compute_task
     from node.foreign.check import require_runnable
     from node.imaging.decoding import Decoders, decoding_processes
+    from node.manifest import CommandManifest
     from node.packages import Models
     from node.pipeline.infer import infer
-    from node.sdk import CommandManifest
 
     for name, manifest in find_models(settings.models_dir).items():
         if isinstance(manifest, CommandManifest):

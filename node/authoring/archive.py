@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.errors import ModelFault
+from node.manifest import CommandManifest, read_manifest
 from node.runtimes.network import verified_weights
-from node.sdk import CommandManifest, read_manifest
 
 _LEFT_OUT = frozenset({"__pycache__"})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from node.authoring.check import CARD_NAME, UNFINISHED
 from node.errors import ModelFault, NotPossible
-from node.sdk import MANIFEST_NAME, CommandManifest, read_manifest
+from node.manifest import MANIFEST_NAME, CommandManifest, read_manifest
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{1,31}")
 _NO_HASH = "0" * 64

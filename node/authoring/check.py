@@ -9,6 +9,14 @@ from pathlib import Path
 
 from node.errors import ModelFault
 from node.foreign.check import faults
+from node.manifest import (
+    MANIFEST_NAME,
+    NETWORK_NAME,
+    CommandManifest,
+    ModelManifest,
+    WithWeights,
+    read_manifest,
+)
 from node.packages import (
     REDUCED_DICE,
     SAME_DICE,
@@ -22,14 +30,6 @@ from node.packages import (
 from node.reference import Labels, Reference, agreement, read_reference
 from node.runtimes import openvino_cpu
 from node.runtimes.network import load_network, verified_weights
-from node.sdk import (
-    MANIFEST_NAME,
-    NETWORK_NAME,
-    CommandManifest,
-    ModelManifest,
-    WithWeights,
-    read_manifest,
-)
 from node.tables import Finding
 
 EXPECTED_DICE = 0.99

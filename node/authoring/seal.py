@@ -15,18 +15,17 @@ from node.errors import ModelFault, Rejected
 from node.imaging.radiograph import radiograph_from
 from node.imaging.views import choose_radiograph
 from node.imaging.volume import volume_from_series
-from node.packages import found_in, on_torch
-from node.reference import Reference, read_case, write_reference
-from node.sdk import (
+from node.manifest import (
     MANIFEST_NAME,
     WEIGHTS_NAME,
     CommandManifest,
-    Radiograph,
     RadiographManifest,
-    Volume,
     WithWeights,
     read_manifest,
 )
+from node.packages import found_in, on_torch
+from node.reference import Reference, read_case, write_reference
+from node.sdk import Radiograph, Volume
 
 MAX_SLICES = 24
 MAX_PIXELS = 128

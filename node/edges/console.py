@@ -36,9 +36,9 @@ from node.edges.console_json import (
 from node.edges.ledger import Ledger
 from node.errors import NodeError, NotPossible, Unavailable
 from node.jobs import BY_HAND, Job, State, Wish
+from node.manifest import ModelManifest
 from node.pipeline.pixel_review import RELEASED, Review, picture_of, read_review
 from node.ports import Artifacts
-from node.sdk import ModelManifest
 
 #: The newest jobs that one answer may list.
 MAX_JOBS = 200

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from node.errors import ModelFault
 from node.foreign import sandbox
-from node.sdk import PLACEHOLDER, CommandManifest
+from node.manifest import PLACEHOLDER, CommandManifest
 
 
 def require_runnable(folder: Path, manifest: CommandManifest, *, hashes: bool = True) -> None:

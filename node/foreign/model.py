@@ -27,7 +27,8 @@ from node.foreign.labels import as_segments
 from node.foreign.program import Ended, Limits, run_program
 from node.foreign.sandbox import sandboxed
 from node.foreign.workfolder import work_folder
-from node.sdk import Command, CommandManifest, LabelMap, Progress, Volume
+from node.manifest import Command, CommandManifest
+from node.sdk import LabelMap, Progress, Volume
 
 _PASSED = ("PATH", "LANG", "LC_ALL", "TZ")
 """Variables of the worker that every program gets; none of them is a secret."""

@@ -10,7 +10,7 @@ from pydicom.multival import MultiValue
 from node.errors import UnsuitableInput
 from node.imaging.resample import patient_orientation
 from node.imaging.volume import Geometry
-from node.sdk import InputContract
+from node.manifest import InputContract
 
 
 def require_suitable(

@@ -17,7 +17,7 @@ from pydicom.multival import MultiValue
 
 from node.errors import UnsuitableInput
 from node.imaging.pixels import number_of
-from node.sdk import RadiographContract
+from node.manifest import RadiographContract
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 DX_FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"

@@ -18,11 +18,11 @@ from pydicom import Dataset, dcmread
 from node.imaging.views import choose_radiograph
 from node.jobs import Done, Job, Reason, unsuitable
 from node.kinds import ResultKind
+from node.manifest import ModelManifest, RadiographManifest
 from node.pipeline.outbound import Profile, Result, facts_of, object_name, plan_for, to_make
 from node.ports import Artifacts
 from node.results.measurements import from_json
 from node.results.objects import Found, Origin, explanation, possible_kinds
-from node.sdk import ModelManifest, RadiographManifest
 
 #: What every destination gets where there is no result and the rule wants that to be said.
 _EXPLANATION = Profile(kinds=(ResultKind.TEXT_SR,))

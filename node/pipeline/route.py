@@ -20,9 +20,9 @@ from node.imaging.suitability import require_suitable
 from node.imaging.views import choose_radiograph
 from node.imaging.volume import series_geometry
 from node.jobs import Job, Routed, Wish
+from node.manifest import ModelManifest, RadiographContract
 from node.pipeline.headers import read_headers
 from node.ports import Instances
-from node.sdk import ModelManifest, RadiographContract
 from node.settings import Condition, Rule
 
 

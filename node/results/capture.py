@@ -17,11 +17,11 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
+from node.manifest import Segment
 from node.results.report import NOTICE, quiet, reference_to, state_origin, title_of
 from node.results.seg import MANUFACTURER, Algorithm
 from node.results.source import SourceSeries, is_projection
 from node.results.uids import ResultIdentity
-from node.sdk import Segment
 
 FILL_OPACITY = 0.2
 MARGIN = 4

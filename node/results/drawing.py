@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from node.manifest import ModelManifest, Segment
 from node.results.report import NOTICE
-from node.sdk import ModelManifest, Segment
 
 MARGIN = 28
 HEADER = 74

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 
-from node.sdk import LabelMap, Radiograph, Segment, Volume
+from node.manifest import Segment
+from node.sdk import LabelMap, Radiograph, Volume
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class SegmentMeasurements:
     Attributes
     ----------
     number
-        :attr:`node.sdk.Segment.number`.
+        :attr:`node.manifest.Segment.number`.
     volume_ml
         Voxels times the volume of one.
     mean, standard_deviation
@@ -49,7 +50,7 @@ class ProjectedMeasurements:
     Attributes
     ----------
     number
-        :attr:`node.sdk.Segment.number`.
+        :attr:`node.manifest.Segment.number`.
     share
         Of the image's area, 0 to 1; 0 where the segment was not found.
     """

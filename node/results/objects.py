@@ -14,6 +14,7 @@ from pydicom.dataset import Dataset
 from node.imaging.radiograph import as_displayed, normalised, radiograph_from
 from node.imaging.volume import volume_from_series
 from node.kinds import ResultKind
+from node.manifest import ModelManifest, RadiographManifest
 from node.results.capture import encode_captures
 from node.results.measurements import Measurements, SegmentMeasurements
 from node.results.overlay import montage_png
@@ -25,7 +26,7 @@ from node.results.seg import Algorithm, encode_seg
 from node.results.sr import encode_sr
 from node.results.text_sr import encode_text_sr, text_document
 from node.results.uids import ResultIdentity
-from node.sdk import ModelManifest, Radiograph, RadiographManifest, Volume
+from node.sdk import Radiograph, Volume
 
 #: Black and white of a normalised radiograph, as integers.
 _SHADES = (0.0, 1000.0)

@@ -17,9 +17,10 @@ from PIL import Image, ImageDraw
 from scipy.optimize import linear_sum_assignment
 
 from node.errors import EmptyResult
+from node.manifest import CommandManifest, NetworkManifest, Segment
 from node.results import drawing
 from node.results.drawing import HEADER, LEGEND_LINE, MARGIN
-from node.sdk import CommandManifest, NetworkManifest, Segment, Volume
+from node.sdk import Volume
 
 VolumeManifest = NetworkManifest | CommandManifest
 

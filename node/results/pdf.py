@@ -15,6 +15,7 @@ from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Paragraph, Table, TableStyle
 
+from node.manifest import Segment
 from node.results.measurements import Measurements
 from node.results.report import (
     NOTICE,
@@ -28,7 +29,6 @@ from node.results.report import (
 from node.results.seg import MANUFACTURER, Algorithm
 from node.results.source import SourceSeries
 from node.results.uids import ResultIdentity
-from node.sdk import Segment
 
 _MARGIN = 14 * mm
 _GAP = 4 * mm

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from node.errors import EmptyResult
+from node.manifest import ModelManifest, Segment
 from node.results import drawing
 from node.results.drawing import HEADER, LEGEND_LINE, MARGIN
-from node.sdk import ModelManifest, Segment
 
 _LARGEST = (1100, 900)  # width and height of the image
 _NARROWEST = 1000  # of the whole picture: the header needs it

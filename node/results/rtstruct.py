@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import RTStructureSetStorage
 
+from node.manifest import Segment
 from node.results.report import complete_report, new_document, quiet, reference_to
 from node.results.seg import Algorithm
 from node.results.source import SourceSeries
 from node.results.uids import ResultIdentity
-from node.sdk import Segment
 
 STRUCTURE_SET_LABEL = "AI"
 

@@ -22,11 +22,11 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from anonymizer.part10 import read_instance
 from node.errors import EmptyResult, ModelFault
+from node.manifest import Code, ModelManifest, Segment
 from node.results.frames import frames_of, with_frames
 from node.results.placement import check_frames
 from node.results.source import SourceSeries, is_projection
 from node.results.uids import ResultIdentity
-from node.sdk import Code, ModelManifest, Segment
 
 MANUFACTURER = "segnode"
 CONTENT_LABEL = "AI_SEGMENTATION"

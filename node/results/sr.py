@@ -13,12 +13,12 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
+from node.manifest import Segment
 from node.results.measurements import SegmentMeasurements
 from node.results.report import complete_report, quiet, slice_numbers
 from node.results.seg import MANUFACTURER, Algorithm, dicom_code
 from node.results.source import SourceSeries
 from node.results.uids import ResultIdentity, result_uid
-from node.sdk import Segment
 
 #: IBSI reference manual 1.0; a scheme that PS3.16 Table 8-1 registers.
 MAXIMUM_3D_DIAMETER = Code("L0JK", "IBSI", "Maximum 3D Diameter")

@@ -11,12 +11,12 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import BasicTextSRStorage
 
+from node.manifest import Segment
 from node.results.measurements import Measurements
 from node.results.report import NOTICE, complete_report, new_document, quiet, statements, title_of
 from node.results.seg import Algorithm
 from node.results.source import named
 from node.results.uids import ResultIdentity
-from node.sdk import Segment
 
 FINDING = codes.DCM.Finding
 FINDINGS = codes.DCM.Findings

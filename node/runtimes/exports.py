@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from node.errors import ModelFault
+from node.manifest import WithWeights
 from node.reference import Labels
 from node.runtimes import openvino_cpu
-from node.sdk import WithWeights
 
 if TYPE_CHECKING:
     import torch

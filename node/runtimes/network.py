@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from node.errors import ModelFault
-from node.sdk import MANIFEST_NAME, NETWORK_NAME, WEIGHTS_NAME, WithWeights
+from node.manifest import (
+    MANIFEST_NAME,
+    NETWORK_NAME,
+    WEIGHTS_NAME,
+    WithWeights,
+)
 
 if TYPE_CHECKING:
     import torch

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from node.errors import NodeError
 from node.imaging.suitability import require_suitable
 from node.imaging.volume import series_geometry
+from node.manifest import InputContract
 from node.packages import Model
-from node.sdk import InputContract
 from node.training.examples import Example
 from node.training.measures import dice, surface_distance_p95_mm
 from node.training.recipe import Labels

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
-from node.sdk import Radiograph, Segment, Volume
+from node.manifest import Segment
+from node.sdk import Radiograph, Volume
 from node.training.labels import label_files
 from node.training.recipe import Labels
 from node.training.series import Series, read_series

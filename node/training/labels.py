@@ -23,7 +23,7 @@ from pydicom.errors import InvalidDicomError
 from node.errors import UnsuitableInput
 from node.foreign import nifti, seg
 from node.foreign.labels import as_segments
-from node.sdk import Segment
+from node.manifest import Segment
 from node.training.recipe import Labels
 from node.training.series import Series
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from node.manifest import InputContract
 from node.packages import load_model
-from node.sdk import InputContract
 from node.training.evaluate import Evaluation, evaluate, look_for_nothing
 from node.training.examples import volume_examples
 from node.training.recipe import RECIPE_NAME, RECORD_NAME, load_recipe

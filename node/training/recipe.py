@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from node.errors import ModelFault
-from node.sdk import NetworkManifest, RadiographManifest
+from node.manifest import NetworkManifest, RadiographManifest
 
 RECIPE_NAME = "training.py"
 RECORD_NAME = "training.json"

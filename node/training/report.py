@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from node.sdk import Segment
+from node.manifest import Segment
 from node.training.learning import Learner
 from node.training.measures import dice, surface_distance_p95_mm
 from node.training.recipe import Case, Manifest, Recipe

@@ -27,8 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from node.errors import ModelFault, UnsuitableInput
+from node.manifest import WEIGHTS_NAME, read_manifest
 from node.runtimes.network import build_network
-from node.sdk import WEIGHTS_NAME, read_manifest
 from node.training.frame import (
     Callback,
     ModelCheckpoint,

@@ -11,9 +11,10 @@ import pytest
 from pydicom.dataset import Dataset
 
 from node.kinds import ResultKind
+from node.manifest import RadiographManifest, read_manifest
 from node.results.measurements import ProjectedMeasurements, as_json, from_json, measure_case
 from node.results.objects import Found, Origin, possible_kinds
-from node.sdk import LabelMap, Radiograph, RadiographManifest, read_manifest
+from node.sdk import LabelMap, Radiograph
 from tests.radiographs import REPOSITORY, radiograph
 
 KINDS = (ResultKind.SEG, ResultKind.TEXT_SR, ResultKind.PDF, ResultKind.CAPTURE)

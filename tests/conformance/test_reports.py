@@ -18,6 +18,7 @@ from pydicom import config, dcmread
 from pydicom.dataset import Dataset
 
 from node.imaging.volume import volume_from_series
+from node.manifest import ModelManifest
 from node.packages import find_models
 from node.results.capture import FILL_OPACITY, encode_captures
 from node.results.measurements import SegmentMeasurements, measure
@@ -29,7 +30,7 @@ from node.results.seg import Algorithm, encode_seg
 from node.results.sr import encode_sr
 from node.results.text_sr import encode_text_sr
 from node.results.uids import ResultIdentity
-from node.sdk import LabelMap, ModelManifest, Volume
+from node.sdk import LabelMap, Volume
 from tests.phantoms import chest_truth, ct_series
 
 MODELS = Path(__file__).resolve().parents[2] / "models"

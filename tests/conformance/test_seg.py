@@ -21,11 +21,11 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 
 from node.errors import EmptyResult, GeometryError, ModelFault, Quarantined, Rejected
+from node.manifest import Code, Segment
 from node.results.placement import check_frames
 from node.results.seg import Algorithm, build_seg, encode_seg
 from node.results.source import SourceSeries
 from node.results.uids import ResultIdentity, result_uid
-from node.sdk import Code, Segment
 
 ANATOMY = Code(value="123037004", scheme="SCT", meaning="Anatomical Structure")
 

@@ -14,10 +14,10 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from node.errors import GeometryError, Quarantined, Rejected
+from node.manifest import RadiographManifest, Segment, read_manifest
 from node.results.placement import check_frames
 from node.results.seg import Algorithm, encode_seg
 from node.results.uids import ResultIdentity
-from node.sdk import RadiographManifest, Segment, read_manifest
 from tests.radiographs import CHEST_CR, REPOSITORY, radiograph
 
 IDENTITY = ResultIdentity.for_job(

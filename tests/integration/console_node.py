@@ -18,7 +18,7 @@ from node.edges.artifacts import FolderArtifacts
 from node.edges.console import console_app
 from node.edges.ledger import Ledger
 from node.jobs import Event, Job, StepName, Wish
-from node.sdk import NetworkManifest
+from node.manifest import NetworkManifest
 
 WISH = Wish("ct-to-lungs", "1", "lungs", "digest", ("sender",))
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from node.manifest import CommandManifest, read_manifest
 from node.packages import make_export
 from node.runtimes.exports import is_exported
-from node.sdk import CommandManifest, read_manifest
 
 MODELS = Path(__file__).parents[2] / "models"
 FOLDERS = sorted(path.parent for path in MODELS.glob("*/model.toml"))

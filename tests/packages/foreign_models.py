@@ -10,7 +10,7 @@ from typing import Any
 
 from node.foreign.check import sha256_of
 from node.foreign.model import CommandModel, load_command_model
-from node.sdk import CommandManifest, read_manifest
+from node.manifest import CommandManifest, read_manifest
 
 PROGRAMS = Path(__file__).parent / "foreign_program"
 

@@ -18,8 +18,8 @@ from node.authoring.begin import begin_model
 from node.authoring.check import check_model
 from node.authoring.seal import seal_model
 from node.errors import ModelFault, NodeError, NotPossible
+from node.manifest import NetworkManifest, read_manifest
 from node.reference import read_reference
-from node.sdk import NetworkManifest, read_manifest
 from node.tables import Finding
 from tests.packages.conftest import MODELS
 from tests.phantoms import ct_series

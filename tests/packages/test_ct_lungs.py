@@ -18,8 +18,9 @@ from node.imaging.pixels import modality_values
 from node.imaging.resample import patient_orientation
 from node.imaging.suitability import require_suitable
 from node.imaging.volume import series_geometry, volume_from_series
+from node.manifest import InputContract, NetworkManifest
 from node.packages import load_model
-from node.sdk import InputContract, LabelMap, NetworkManifest, Volume
+from node.sdk import LabelMap, Volume
 from node.segmentation import VolumeModel
 from node.training.examples import Example
 from node.training.recipe import load_recipe

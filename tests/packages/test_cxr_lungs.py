@@ -13,9 +13,10 @@ from pydicom import dcmread
 from node.errors import UnsuitableInput
 from node.imaging.radiograph import radiograph_from
 from node.imaging.views import choose_radiograph
+from node.manifest import RadiographManifest, read_manifest
 from node.packages import load_model
 from node.radiographs import RadiographModel
-from node.sdk import Radiograph, RadiographManifest, read_manifest
+from node.sdk import Radiograph
 from node.training.recipe import load_recipe
 from node.training.split import split_by_patient
 from tests.radiographs import CHEST_CR, LEG_CR, REPOSITORY, SHARED, projected_chest, radiograph

@@ -12,7 +12,7 @@ import pytest
 
 from node.errors import ModelFault
 from node.foreign.check import sha256_of
-from node.sdk import CommandManifest, read_manifest
+from node.manifest import CommandManifest, read_manifest
 from tests.packages.foreign_models import OWN, READS_DICOM, READS_NIFTI, load, write_model
 
 

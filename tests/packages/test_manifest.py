@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from node.errors import ModelFault
+from node.manifest import read_manifest
 from node.packages import find_models
-from node.sdk import read_manifest
 
 CT_LUNGS = Path(__file__).parents[2] / "models" / "ct_lungs"
 

@@ -24,6 +24,7 @@ from node.errors import ModelFault, UnsuitableInput
 from node.imaging.suitability import require_suitable
 from node.imaging.views import choose_radiograph
 from node.imaging.volume import series_geometry
+from node.manifest import RadiographContract, WithWeights, read_manifest
 from node.packages import (
     REDUCED_DICE,
     SAME_DICE,
@@ -35,7 +36,7 @@ from node.packages import (
 )
 from node.radiographs import RadiographModel
 from node.reference import Reference, agreement, read_reference
-from node.sdk import RadiographContract, Volume, WithWeights, read_manifest
+from node.sdk import Volume
 from node.segmentation import VolumeModel
 from tests.packages.conftest import FOLDERS
 from tests.phantoms import ct_series

@@ -18,6 +18,7 @@ from pydicom import dcmread
 from node import packages
 from node.errors import ModelFault
 from node.imaging.volume import volume_from_series
+from node.manifest import Inference, NetworkManifest, read_manifest
 from node.packages import (
     REDUCED_DICE,
     SAME_DICE,
@@ -33,7 +34,7 @@ from node.runtimes.exports import find_export, is_exported, keep_export
 from node.runtimes.mirrored import Mirrored
 from node.runtimes.openvino_cpu import OpenVinoCpu
 from node.runtimes.pytorch import TorchCpu
-from node.sdk import Inference, NetworkManifest, Volume, read_manifest
+from node.sdk import Volume
 from node.segmentation import VolumeModel
 from tests.packages.conftest import MODELS
 from tests.phantoms import ct_series

@@ -13,9 +13,9 @@ from pydicom.dataset import Dataset
 
 from node.errors import UnsuitableInput
 from node.imaging.volume import series_geometry
+from node.manifest import Segment, read_manifest
 from node.results.seg import Algorithm, encode_seg
 from node.results.uids import ResultIdentity
-from node.sdk import Segment, read_manifest
 from node.training.examples import scanner_of, volume_examples
 from node.training.labels import label_files
 from node.training.series import Series, read_series

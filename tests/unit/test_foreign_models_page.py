@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from node.sdk import PLACEHOLDERS, Command, CommandManifest, read_manifest
+from node.manifest import (
+    PLACEHOLDERS,
+    Command,
+    CommandManifest,
+    read_manifest,
+)
 
 PAGE = (Path(__file__).parents[2] / "docs" / "foreign-models.md").read_text()
 EXAMPLES = [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)]

@@ -8,7 +8,7 @@ from pydicom.dataset import Dataset
 from node.errors import UnsuitableInput
 from node.imaging.suitability import require_suitable
 from node.imaging.volume import series_geometry
-from node.sdk import InputContract
+from node.manifest import InputContract
 from tests.phantoms import ct_series
 
 CONTRACT = InputContract(

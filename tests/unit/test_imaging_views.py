@@ -8,7 +8,7 @@ from pydicom.dataset import Dataset
 
 from node.errors import UnsuitableInput
 from node.imaging.views import choose_radiograph
-from node.sdk import RadiographContract
+from node.manifest import RadiographContract
 from tests.radiographs import radiograph
 
 CONTRACT = RadiographContract(

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from node.manifest import Code, Segment
 from node.results.measurements import measure, surface_diameter_mm
-from node.sdk import Code, LabelMap, Segment, Volume
+from node.sdk import LabelMap, Volume
 
 SPACING_MM = (2.5, 0.8, 0.7)
 

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from node.errors import EmptyResult
+from node.manifest import Code, NetworkManifest, Segment
 from node.results.overlay import montage_png, segment_volumes_ml
-from node.sdk import Code, NetworkManifest, Segment, Volume
+from node.sdk import Volume
 
 SPACING_MM = (5.0, 2.0, 2.0)
 LEFT, RIGHT = (0, 200, 255), (255, 140, 0)

@@ -11,9 +11,10 @@ from PIL import Image
 
 from node.errors import EmptyResult
 from node.imaging.radiograph import as_displayed
+from node.manifest import RadiographManifest, read_manifest
 from node.results.drawing import HEADER
 from node.results.radiograph_picture import radiograph_png
-from node.sdk import Radiograph, RadiographManifest, read_manifest
+from node.sdk import Radiograph
 from tests.radiographs import REPOSITORY
 
 RADIOGRAPH = Radiograph(

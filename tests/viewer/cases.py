@@ -16,9 +16,9 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import MRImageStorage
 
+from node.manifest import Code, Segment
 from node.results.seg import Algorithm, encode_seg
 from node.results.uids import ResultIdentity
-from node.sdk import Code, Segment
 from tests.phantoms import chest_truth, ct_series
 
 DECUBITUS_MR = (

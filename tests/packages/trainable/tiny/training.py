@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from node.sdk import NetworkManifest
+from node.manifest import NetworkManifest
 from node.training.recipe import Case, Image, Labels, Settings
 
 SIZE = 32

@@ -1,0 +1,439 @@
+"""``model.toml``: what the node knows of a model without running it.
+
+The hospital side reads manifests too (routing, SEG encoding), so nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from node.errors import ModelFault
+
+MANIFEST_NAME = "model.toml"
+NETWORK_NAME = "network.py"
+WEIGHTS_NAME = "weights.safetensors"
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+Positive = Annotated[float, Field(gt=0)]
+Text = Annotated[str, Field(min_length=1)]
+CodeValue = Annotated[str, Field(min_length=1, max_length=16)]
+ShortText = Annotated[str, Field(min_length=1, max_length=64)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+PLACEHOLDERS = frozenset(
+    {"input", "output", "model", "python", "run", "user", "threads", "memory_mib"}
+)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Code(_Frozen):
+    """A coded concept (PS3.3 2026b 8.1): value, scheme designator, meaning."""
+
+    value: CodeValue
+    scheme: CodeValue
+    meaning: ShortText
+
+
+class Segment(_Frozen):
+    """One label of a label map and what it means (PS3.3 2026b C.8.20.4)."""
+
+    number: Byte
+    """SegmentNumber, and the value in the label map; from 1, without gaps."""
+    label: ShortText
+    """SegmentLabel."""
+    category: Code
+    """SegmentedPropertyCategoryCodeSequence, CID 7150."""
+    type: Code
+    """SegmentedPropertyTypeCodeSequence."""
+    rgb: tuple[Byte, Byte, Byte]
+    """Recommended display colour, sRGB."""
+
+
+class InputContract(_Frozen):
+    """Which series the model was made for. What it refuses it refuses in words."""
+
+    modality: Literal["CT", "MR"]
+    orientation: Literal["axial", "any"] = "axial"
+    """``any`` is for programs that read positions; the node's own networks see axial slices."""
+    min_slices: Annotated[int, Field(ge=2)]
+    min_extent_mm: Positive
+    """First to last slice centre, along the normal."""
+    slice_spacing_mm: tuple[Positive, Positive]
+    """Smallest and largest."""
+    pixel_spacing_mm: tuple[Positive, Positive]
+    refuse_image_types: tuple[Text, ...] = ()
+    """Values of ImageType (0008,0008), such as LOCALIZER."""
+    refuse_body_parts: tuple[Text, ...] = ()
+    """Values of BodyPartExamined (0018,0015). A series without one is not refused for it."""
+    wanted: Text
+    """What to send instead, in plain language: the remedy of every refusal."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Values of Modality (0008,0060) that it takes."""
+        return (self.modality,)
+
+    @field_validator("slice_spacing_mm", "pixel_spacing_mm")
+    @classmethod
+    def _is_a_range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("smallest before largest")
+        return value
+
+
+class RadiographContract(_Frozen):
+    """Which projection radiographs the model was made for. One image is one case."""
+
+    kind: Literal["radiograph"]
+    modalities: Annotated[tuple[Literal["CR", "DX"], ...], Field(min_length=1)]
+    min_pixels: Annotated[int, Field(ge=32)]
+    """Smallest number of Rows and of Columns."""
+    max_aspect: Annotated[float, Field(ge=1)]
+    """Longer over shorter side, at most."""
+    refuse_view_positions: tuple[Text, ...] = ()
+    """Values of ViewPosition (0018,5101), such as LL. An image without one is not refused for it.
+    Views of the side are refused by PatientOrientation and ViewCodeSequence, too."""
+    refuse_image_types: tuple[Text, ...] = ()
+    """Values of ImageType (0008,0008)."""
+    refuse_body_parts: tuple[Text, ...] = ()
+    """Values of BodyPartExamined (0018,0015). An image without one is not refused for it."""
+    wanted: Text
+    """What to send instead, in plain language: the remedy of every refusal."""
+
+
+class Preprocessing(_Frozen):
+    """From Hounsfield units on the scanner's grid to the network's input.
+
+    The network sees slabs (context_slices, in_plane_size, in_plane_size), axes towards the
+    patient's head, back and left, centred on the body.
+    """
+
+    window_hu: tuple[float, float]
+    """Mapped to [0, 1], clipped."""
+    in_plane_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+    in_plane_spacing_mm: Positive
+    body_above_hu: int
+    """Voxels above it are the body, on which the square is centred."""
+    context_slices: Annotated[int, Field(ge=1, le=9)]
+    """Odd: the slice and its neighbours as channels."""
+    context_mm: Positive
+    """Distance of one neighbour from the next, to the nearest slice."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.context_slices % 2 == 0:
+            raise ValueError("context_slices is odd")
+        if self.window_hu[0] >= self.window_hu[1]:
+            raise ValueError("window_hu: lowest before highest")
+        return self
+
+
+class RadiographPreprocessing(_Frozen):
+    """From presentation values to the network's input: one channel, (1, size, size).
+
+    The image is turned as it is displayed by convention (the patient's left on the right-hand side,
+    head up), fitted into the square with its aspect kept, and padded with black.
+    """
+
+    size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+    percentiles: tuple[Annotated[float, Field(ge=0, lt=50)], Annotated[float, Field(gt=50, le=100)]]
+    """Of the image's values; mapped to [0, 1], clipped."""
+
+
+class Postprocessing(_Frozen):
+    """Which 3-D components of each segment are kept."""
+
+    min_component_ml: Annotated[float, Field(ge=0)]
+    min_component_share: Annotated[float, Field(ge=0, le=1)]
+    """Of the segment's largest component."""
+    min_segment_ml: Annotated[float, Field(ge=0)]
+    """A segment smaller than this is not in the series."""
+
+
+class RadiographPostprocessing(_Frozen):
+    """Which regions of each segment are kept. Holes in them are filled."""
+
+    min_region_share: Annotated[float, Field(ge=0, le=1)]
+    """Of the segment's largest region."""
+    min_segment_share: Annotated[float, Field(ge=0, le=1)]
+    """Of the image's area; a smaller segment is not in the image."""
+    min_total_share: Annotated[float, Field(ge=0, le=1)]
+    """Of the image's area; where all segments together are smaller, nothing was found."""
+
+
+class Inference(_Frozen):
+    """Test-time choices: what the author of the network allows, and what it needs."""
+
+    reduced_precision: bool = True
+    """bfloat16 or half precision may be used where the reference vector's labels stay the same."""
+    mirror: bool = False
+    """Look at the mirrored image too, left for right, and take the mean, at twice the cost."""
+    mirror_swaps: tuple[tuple[Byte, Byte], ...] = ()
+    """Pairs of segment numbers that a mirror exchanges, such as left and right lung."""
+
+
+class Results(_Frozen):
+    """What the result series is called at the hospital."""
+
+    series_number: Annotated[int, Field(ge=1)]
+    series_description: ShortText
+
+
+class Weights(_Frozen):
+    """The weights file and the proof that it is the published one."""
+
+    sha256: Sha256
+
+
+class Command(_Frozen):
+    """How somebody else's program is run, and what its labels mean (docs/foreign-models.md).
+
+    In arguments, ``environment``, ``readable`` and ``files``: ``{input}`` and ``{output}`` are
+    folders of this run, ``{model}`` the model's folder, ``{python}`` the node's own interpreter,
+    ``{run}`` a name of this run alone, ``{user}`` the worker's user and group numbers, UID:GID,
+    ``{threads}`` and ``{memory_mib}`` what the program may use.
+    """
+
+    run: Annotated[tuple[Text, ...], Field(min_length=1)]
+    """Program and arguments; no shell reads them."""
+    stop: tuple[Text, ...] = ()
+    """Run after the program had to be killed, for what is no child of it: a container."""
+    reads: Literal["dicom", "nifti"]
+    input_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*\.nii(\.gz)?$")] = "series.nii.gz"
+    """The file in ``{input}`` where the program reads NIfTI."""
+    writes: Literal["nifti", "dicom-seg"]
+    output: Text
+    """Pattern of the one file below ``{output}`` that holds the labels."""
+    labels: Annotated[Mapping[int, int], Field(min_length=1)]
+    """The program's label value (SEG: SegmentNumber) to our segment's number."""
+    other_labels: Literal["refuse", "ignore"] = "refuse"
+    """What becomes of a value that ``labels`` does not name."""
+    other_grid: Literal["refuse", "resample"] = "refuse"
+    """What becomes of NIfTI labels on another grid than the series."""
+    time_limit_s: Positive = 3600.0
+    memory_limit_mib: Annotated[int, Field(ge=64)] = 16384
+    """Of all its processes together."""
+    sandbox: bool = True
+    """Without network, and seeing only the system's programs, its model folder and `readable`."""
+    readable: tuple[Text, ...] = ()
+    """More folders that the sandbox shows, read-only: an environment, a folder of weights."""
+    environment: Mapping[VariableName, str] = Field(default_factory=dict)
+    pass_environment: tuple[VariableName, ...] = ()
+    """Variables of the compute worker that the program gets; all others stay behind."""
+    retry_exit_statuses: tuple[Byte, ...] = (75, 137, 143)
+    """After these the job is tried again later, a few times. 75 is EX_TEMPFAIL of sysexits.h; 137
+    and 143 mean ended by SIGKILL, as when memory runs out, and by SIGTERM."""
+    files: Mapping[Text, Sha256] = Field(default_factory=dict)
+    """Programs and weights, checked before the first run; a folder's is that of its listing."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        texts = (*self.run, *self.stop, *self.readable, *self.environment.values(), *self.files)
+        unknown = {name for text in texts for name in PLACEHOLDER.findall(text)} - PLACEHOLDERS
+        if unknown:
+            raise ValueError(f"there is no placeholder {{{min(unknown)}}}")
+        for wanted in ("{input}", "{output}"):
+            if not any(wanted in argument for argument in self.run):
+                raise ValueError(f"run: no argument holds {wanted}")
+        if self.output.startswith("/") or ".." in PurePosixPath(self.output).parts:
+            raise ValueError("output: a pattern below {output}, such as *.nii.gz")
+        for argument in self.run:
+            parts = PurePosixPath(argument)
+            vouched = any(parts.is_relative_to(name) for name in self.files)
+            if argument.startswith("{model}/") and not vouched:
+                raise ValueError(f"files: the SHA-256 of {argument} is missing")
+        for name in (*self.environment, *self.pass_environment):
+            if name.startswith("SEGNODE"):
+                raise ValueError(f"{name}: the node's own settings are not for a program")
+        return self
+
+
+class _Manifest(_Frozen):
+    """What every ``model.toml`` says, whoever computes."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,31}$")]
+    """The folder's name."""
+    version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
+    description: Text
+    licence: Text
+    training_data: Text
+    intended_use: Text
+    input: InputContract | RadiographContract
+    results: Results
+    segments: Annotated[tuple[Segment, ...], Field(min_length=1, max_length=254)]
+    metrics: Mapping[str, float | str] = Field(default_factory=dict)
+    """As measured by the author, for `segnode models`; keys end in what they count."""
+    digest: Sha256
+    """Over manifest, network code and hashes of weights and programs: part of a job's key."""
+
+    @property
+    def modality(self) -> str:
+        """The modalities that the model reads, for a person."""
+        return " or ".join(self.input.modalities)
+
+    def settled(
+        self, labels: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.uint8], tuple[Segment, ...]]:
+        """A label map's values as its result numbers them, and the segments that they mean."""
+        return labels, self.segments
+
+    @field_validator("segments")
+    @classmethod
+    def _are_numbered(cls, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        numbers = [segment.number for segment in segments]
+        if numbers != list(range(1, len(segments) + 1)):
+            raise ValueError("numbers run 1, 2, 3 ... in order")
+        return segments
+
+
+class NetworkManifest(_Manifest):
+    """``model.toml`` of a network that the node runs itself: it has ``[weights]``."""
+
+    input: InputContract
+    weights: Weights
+    preprocessing: Preprocessing
+    postprocessing: Postprocessing
+    inference: Inference = Inference()
+
+    @property
+    def window_hu(self) -> tuple[float, float]:
+        """Black and white of the picture of a result: what the network looks at."""
+        return self.preprocessing.window_hu
+
+    @property
+    def slab_shape(self) -> tuple[int, int, int]:
+        """(channels, rows, columns) of one network input."""
+        size = self.preprocessing.in_plane_size
+        return self.preprocessing.context_slices, size, size
+
+
+class RadiographManifest(_Manifest):
+    """``model.toml`` of a network for radiographs: ``[input]`` says ``kind = "radiograph"``.
+
+    The network's classes are the background and ``segments``, told apart by the side of the display
+    on which they lie.
+    """
+
+    input: RadiographContract
+    weights: Weights
+    preprocessing: RadiographPreprocessing
+    postprocessing: RadiographPostprocessing
+    inference: Inference = Inference()
+    segment_without_sides: Segment
+    """What all ``segments`` together are called where the image does not say which side is the
+    patient's left (PatientOrientation); its number follows theirs."""
+
+    @property
+    def slab_shape(self) -> tuple[int, int, int]:
+        """(channels, rows, columns) of one network input."""
+        return 1, self.preprocessing.size, self.preprocessing.size
+
+    @model_validator(mode="after")
+    def _follows(self) -> Self:
+        if self.segment_without_sides.number != len(self.segments) + 1:
+            raise ValueError("segment_without_sides: its number is the one after the last segment")
+        return self
+
+    def settled(
+        self, labels: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.uint8], tuple[Segment, ...]]:
+        """Where sides are not known, one segment, numbered 1 as the standard wants it."""
+        together = self.segment_without_sides
+        found = labels == together.number
+        if not found.any():
+            return labels, self.segments
+        return found.astype(np.uint8), (together.model_copy(update={"number": 1}),)
+
+
+class CommandManifest(_Manifest):
+    """``model.toml`` of somebody else's program: it has ``[command]``."""
+
+    input: InputContract
+    command: Command
+    window_hu: tuple[float, float]
+    """Black and white of the picture of a result."""
+
+    @model_validator(mode="after")
+    def _labels_meet_segments(self) -> Self:
+        numbers = {segment.number for segment in self.segments}
+        meant = set(self.command.labels.values())
+        if meant - numbers:
+            raise ValueError(f"command.labels: no segment is numbered {min(meant - numbers)}")
+        if numbers - meant:
+            raise ValueError(f"command.labels: no value means segment {min(numbers - meant)}")
+        return self
+
+
+WithWeights = NetworkManifest | RadiographManifest
+"""A network that the node runs itself."""
+ModelManifest = WithWeights | CommandManifest
+"""``model.toml``, checked."""
+
+
+def read_manifest(folder: Path) -> ModelManifest:
+    """Read and check ``folder/model.toml``; computes the digest, does not open the weights.
+
+    Raises
+    ------
+    ModelFault
+        The file or the network code is missing, is not TOML, or a field is wrong: names the field.
+    """
+    text = _bytes_of(folder, MANIFEST_NAME)
+    try:
+        content = tomllib.loads(text.decode("utf-8"))
+        if "command" in content:
+            # Programs and weights are named in it with their hashes.
+            kind: type[ModelManifest] = CommandManifest
+            digest = _digest(text)
+        else:
+            kind = RadiographManifest if _is_of_radiographs(content) else NetworkManifest
+            digest = _digest(text, _bytes_of(folder, NETWORK_NAME))
+        manifest = kind.model_validate({**content, "digest": digest})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ModelFault(f"Model {folder.name}: {MANIFEST_NAME} is not TOML: {error}") from error
+    except ValidationError as error:
+        raise ModelFault(f"Model {folder.name}: {MANIFEST_NAME}: {_in_words(error)}") from None
+    if manifest.name != folder.name:
+        raise ModelFault(
+            f"Model {folder.name}: {MANIFEST_NAME}: name is {manifest.name}, not the folder's name"
+        )
+    return manifest
+
+
+def _is_of_radiographs(content: Mapping[str, Any]) -> bool:
+    contract = content.get("input")
+    return isinstance(contract, dict) and contract.get("kind") == "radiograph"
+
+
+def _bytes_of(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise ModelFault(f"Model {folder.name}: {name} cannot be read") from error
+
+
+def _digest(*files: bytes) -> str:
+    """The manifest holds the hash of the weights, so two hashes cover all three files."""
+    parts = (hashlib.sha256(file).digest() for file in files)
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _in_words(error: ValidationError) -> str:
+    def place(detail: Any) -> str:
+        return ".".join(str(part) for part in detail["loc"]) or "the table"
+
+    return "; ".join(f"{place(detail)}: {detail['msg']}" for detail in error.errors())
