@@ -162,6 +162,8 @@ def _orthanc_program(hospital: Hospital) -> Program:
         storage=folder / "storage",
         index=folder / "index",
         bridge=settings.orthanc.bridge.absolute(),
+        keep_free_bytes=settings.storage.keep_free_bytes,
+        keep_free_in=_folders_to_measure(settings),
     ) | {
         "SEGNODE_CONSOLE_URL": console_url(settings),
         "SEGNODE_CONSOLE_TOKEN_FILE": str(hospital.secret_path("console_token")),
@@ -169,6 +171,18 @@ def _orthanc_program(hospital: Hospital) -> Program:
     command = [str(settings.orthanc.launcher.absolute()), str(folder / "configuration")]
     # Orthanc writes original UIDs of objects that it refuses: its log stays with its data.
     return Program("orthanc", command, environment, priority=20, stop_wait_s=30, log_folder=folder)
+
+
+def _folders_to_measure(settings: Settings) -> list[Path]:
+    """An empty folder on each disk that the node writes to: all that the bridge sees of it."""
+    modes = {settings.var_dir: 0o755, settings.folder("artifacts"): 0o750}
+    measured = []
+    for folder in (settings.var_dir, settings.folder("artifacts"), settings.folder("vault")):
+        folder.mkdir(parents=True, exist_ok=True, mode=modes.get(folder, 0o700))
+        empty = folder.absolute() / ".space"
+        empty.mkdir(exist_ok=True, mode=0o700)
+        measured.append(empty)
+    return measured
 
 
 def console_url(settings: Settings) -> str:

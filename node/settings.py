@@ -97,6 +97,25 @@ class Receive(_Section):
     poll_s: Annotated[float, Field(ge=0.05)] = 1.0
 
 
+class Storage(_Section):
+    """When the node stops receiving: before a disk that it writes to is full."""
+
+    keep_free_gib: Annotated[float, Field(ge=0)] = 5.0
+
+    @property
+    def keep_free_bytes(self) -> int:
+        """The same in bytes."""
+        return int(self.keep_free_gib * 2**30)
+
+
+class Retention(_Section):
+    """How long data is kept that nothing needs any more, in days; None: for ever."""
+
+    confirmed_days: Annotated[float, Field(ge=0)] | None = 30.0
+    unwanted_days: Annotated[float, Field(ge=0)] | None = None
+    stopped_days: Annotated[float, Field(ge=0)] | None = 14.0
+
+
 class Deidentify(_Section):
     """What a site adds to the PS3.15 basic profile, and whose vault it is."""
 
@@ -218,6 +237,8 @@ class Settings(BaseSettings):
     broker: Broker = Broker()
     console: Console = Console()
     receive: Receive = Receive()
+    storage: Storage = Storage()
+    retention: Retention = Retention()
     deidentify: Deidentify = Deidentify()
     workers: Workers = Workers()
     routing: Routing = Routing()
