@@ -6,12 +6,10 @@ instances with the same UID must know the difference, or half an instance shuts 
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
+from collections.abc import Mapping
 
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -35,39 +33,36 @@ class _Short(Exception):
     """The stream ends before an element does."""
 
 
-#: What pydicom raises over a header that was cut off or is none, and what the walk does.
-_UNREADABLE = (
-    _Short, InvalidDicomError, AttributeError, EOFError, NotImplementedError, OSError, ValueError,
-    struct.error, zlib.error,
-)  # fmt: skip
-
-
 def is_whole(data: bytes) -> bool:
     """Whether every element is there to its end, and an image has its pixel data.
 
     The lengths of PS3.5 7.1 and 7.5 are followed to the last byte; values are not read. A stream
     that was cut between two elements after its pixel data counts as whole.
     """
+    if data[128:132] != b"DICM":
+        return False
     try:
-        header = dcmread(io.BytesIO(data), stop_before_pixels=True)
-        syntax = header.file_meta.TransferSyntaxUID
-        start = 132 + 12 + header.file_meta.FileMetaInformationGroupLength
+        meta = _Walk(data, "<", explicit=True)
+        values, start = meta.values(132, group=0x0002)
+        syntax = values.get(0x00020010, "")
         if syntax == DeflatedExplicitVRLittleEndian:
             inflater = zlib.decompressobj(-zlib.MAX_WBITS)
             data, start = inflater.decompress(data[start:]), 0
             if not inflater.eof:
                 return False
         order = ">" if syntax == ExplicitVRBigEndian else "<"
-        tags = _Walk(data, order, syntax != ImplicitVRLittleEndian).tags(start)
-    except _UNREADABLE:
+        walk = _Walk(data, order, explicit=syntax != ImplicitVRLittleEndian)
+        values, _ = walk.values(start)
+    except (_Short, zlib.error):
         return False
-    if not _IDENTITY <= tags:
+    if not values.keys() >= _IDENTITY:
         return False
-    return bool(_PIXELS & tags) or not _is_image(header.SOPClassUID, 0x00280010 in tags)
+    return not _is_image(values) or not _PIXELS.isdisjoint(values)
 
 
-def _is_image(sop_class: UID, has_rows: bool) -> bool:
-    return has_rows or "Image Storage" in sop_class.name or "Segmentation Storage" in sop_class.name
+def _is_image(values: Mapping[int, str]) -> bool:
+    name = UID(values[0x00080016]).name
+    return 0x00280010 in values or "Image Storage" in name or "Segmentation Storage" in name
 
 
 class _Walk:
@@ -79,15 +74,22 @@ class _Walk:
             struct.Struct(order + form) for form in ("HH", "H", "I")
         )
 
-    def tags(self, at: int) -> set[int]:
-        """The tags of the elements from ``at`` to the end of the stream."""
-        found: set[int] = set()
+    def values(self, at: int, group: int | None = None) -> tuple[dict[int, str], int]:
+        """Tag → value, if it is a short one, of the elements from ``at``; and where they end.
+
+        To the end of the stream, or of the group if one is given.
+        """
+        found: dict[int, str] = {}
         while at < len(self._data):
-            tag, at = self._past_element(at, self._explicit)
-            found.add(tag)
-        return found
+            tag = self._tag_at(at)
+            if group is not None and tag >> 16 != group:
+                break
+            start, at = self._past_element(at, self._explicit)
+            found[tag] = self._data[start : min(at, start + 64)].decode("latin-1").rstrip("\0 ")
+        return found, at
 
     def _past_element(self, at: int, explicit: bool) -> tuple[int, int]:
+        """Where its value begins, and where the next element does."""
         tag = self._tag_at(at)
         vr = self._bytes(at + 4, 2) if explicit and tag >> 16 != 0xFFFE else b""
         if not vr or vr in _LONG:
@@ -96,9 +98,9 @@ class _Walk:
             length, value = self._short.unpack(self._bytes(at + 6, 2))[0], at + 8
         if length == _UNDEFINED:
             # PS3.5 6.2.2 note 4: what is inside an unknown of undefined length is implicit.
-            return tag, self._past_items(value, explicit and vr != b"UN")
+            return value, self._past_items(value, explicit and vr != b"UN")
         self._bytes(value, length)
-        return tag, value + length
+        return value, value + length
 
     def _past_items(self, at: int, explicit: bool) -> int:
         while (tag := self._tag_at(at)) != _SEQUENCE_END:

@@ -74,6 +74,8 @@ def test_instances_of_real_scanners_are_whole() -> None:
 def test_no_beginning_of_a_stream_is_whole(syntax: str, share: float) -> None:
     """Wherever the writer was cut off, also exactly between two elements."""
     stream = stream_in(syntax)
+    if syntax == DeflatedExplicitVRLittleEndian:
+        stream = stream.removesuffix(b"\0")  # what makes its length even (PS3.5 A.5) is no loss
     assert not is_whole(stream[: int(share * len(stream))])
 
 
