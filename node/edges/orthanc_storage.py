@@ -1,27 +1,29 @@
 """Orthanc's disks and files: how much is free, and what a power cut left outside its index.
 
-Orthanc flushes every file before it answers a sender, and its index only now and then: a power cut
-takes the last seconds of the index, and the files stay. The bridge, while Orthanc starts, puts aside
-the files that the index does not know; here they are imported again. An instance gets the same id
-as before. What Orthanc noted of its reception (who sent it) was in the index alone, and is lost.
+Orthanc flushes every file before it answers a sender, and its index only now and then: a power
+cut takes the last seconds of the index, and the files stay. The bridge, while Orthanc starts, puts
+aside the files that the index does not know; here they are imported again. An instance gets the
+same id as before. What Orthanc noted of its reception (who sent it) stood in the index alone, and
+is lost.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from node import log
 from node.edges.orthanc import Orthanc
-from node.errors import DamagedInstance, Rejected
+from node.errors import DamagedInstance, Rejected, Unavailable
 from node.imaging.whole import is_whole
 
 _STORAGE = "/segnode/storage"
 _FROM_THE_NODE = {"X-Segnode-Console": "1"}
 #: The bridge lets these in when the disk is full: they lie on it already.
 _IMPORT = {"X-Segnode-Import": "1"}
+#: Files in a row that Orthanc did not take: it is down, or full.
+_GIVE_UP_AFTER = 3
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Restored:
     """What became of one file that the index did not know."""
 
     file: str
-    outcome: Literal["imported", "known", "unreadable"]
+    outcome: Literal["imported", "unreadable", "waiting"]
     reason: str = ""
 
 
@@ -96,18 +98,26 @@ class OrthancStorage:
             fileless=tuple(answer["fileless"]),
         )
 
-    def restore(self) -> Iterator[Restored]:
+    def restore(self) -> list[Restored]:
         """Import every file that the index does not know; each with what became of it.
 
         A file is removed only when Orthanc has the same bytes. What cannot be read, or is not what
-        Orthanc has under the same UID, is kept for a person.
+        Orthanc has under the same UID, is kept for a person. A file that Orthanc fails over waits
+        for the next time and holds up no other.
         """
+        done: list[Restored] = []
+        failed = 0
         for name in self.state().orphans:
-            done = self._restored(name)
-            verb = "unreadable" if done.outcome == "unreadable" else "imported"
-            self._orthanc.request("POST", f"{_STORAGE}/{name}/{verb}", headers=_FROM_THE_NODE)
-            log.get().warning("file without index", outcome=done.outcome)
-            yield done
+            try:
+                done.append(self._restored(name))
+                failed = 0
+            except Unavailable as error:
+                failed += 1
+                if failed == _GIVE_UP_AFTER:
+                    raise
+                done.append(Restored(name, "waiting", str(error)))
+            log.get().warning("file without index", outcome=done[-1].outcome)
+        return done
 
     def delete_instance(self, instance_id: str) -> None:
         """Remove an instance from Orthanc; one that is not there is no error."""
@@ -130,6 +140,12 @@ class OrthancStorage:
                 return found
 
     def _restored(self, name: str) -> Restored:
+        found = self._imported(name)
+        verb = "unreadable" if found.outcome == "unreadable" else "imported"
+        self._orthanc.request("POST", f"{_STORAGE}/{name}/{verb}", headers=_FROM_THE_NODE)
+        return found
+
+    def _imported(self, name: str) -> Restored:
         data = self._orthanc.request("GET", f"{_STORAGE}/{name}").content
         if not is_whole(data):
             return Restored(name, "unreadable", "it ends early, or is no DICOM object")

@@ -87,7 +87,7 @@ def test_instances_that_an_older_index_does_not_know_come_back_and_are_processed
 
 
 def test_a_lost_index_is_made_anew_from_the_files(orthanc: OrthancServer, tmp_path: Path) -> None:
-    """The index's disk is gone: the node has every instance, and the job of the series stays one."""
+    """The index's disk is gone: every instance is there, and the job of the series stays one."""
     sent(orthanc, tmp_path / "ct", range(12))
     acknowledged = set(orthanc.get("/instances").json())
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
@@ -97,7 +97,7 @@ def test_a_lost_index_is_made_anew_from_the_files(orthanc: OrthancServer, tmp_pa
     shutil.rmtree(orthanc.index)
     orthanc.start()
     watch.once()
-    assert len(list(storage_of(orthanc).restore())) == 12
+    assert len(storage_of(orthanc).restore()) == 12
     assert set(orthanc.get("/instances").json()) == acknowledged
     watch.once()
     assert len(ledger.jobs()) == 1
