@@ -17,7 +17,7 @@ from urllib.parse import quote
 from node.edges import secret_files
 from node.edges.artifacts import FolderArtifacts
 from node.edges.celery_app import HOSPITAL_QUEUES, celery_app
-from node.jobs import Done, Job, StepName
+from node.jobs import Job, StepName
 from node.packages import find_models
 from node.settings import BadSettings, ComputeSettings, Deidentify, DicomPeer, Settings
 
@@ -317,9 +317,8 @@ class Hospital:
 
     def run_console(self) -> None:
         """The console's HTTP interface."""
-        import uvicorn
-
         from node.edges.console import console_app
+        from node.edges.serving import serve
 
         app = console_app(
             self.ledger,
@@ -331,9 +330,7 @@ class Hospital:
             destinations=("sender", *self.destinations),
         )
         console = self.settings.console
-        uvicorn.run(
-            app, host=console.host, port=console.port, log_level="warning", access_log=False
-        )
+        serve(app, console.host, console.port)
 
     def run_worker(self) -> None:
         """The hospital workers."""
@@ -371,11 +368,10 @@ def run_compute(settings: ComputeSettings) -> None:
     models.prepare()  # a job that comes before it is done makes its own export
     decoders = Decoders(processes=decoding_processes(settings.threads))
 
-    def run(folder: str, model: str, digest: str, report: Callable[[float], None]) -> Done:
+    def run(folder: str, model: str, digest: str, report: Callable[[float], None]) -> None:
         # A message that was sent twice finds the label map of the first.
         if f"{folder}/label_map.npz" not in artifacts.names(f"{folder}/"):
             infer(artifacts, folder, models.loaded(model, digest), report, decoders)
-        return Done()
 
     app = celery_app("segnode-compute", settings.broker_url)
     register_compute_task(app, run)
