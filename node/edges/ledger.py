@@ -165,6 +165,14 @@ class Ledger:
             kept = tx.execute(sa.update(JOBS).where(_held_by(job)).values(**values))
             return bool(kept.rowcount == 1)
 
+    def note(self, job: Job, facts: Mapping[str, Any]) -> bool:
+        """Keep what a running step has reached: the next try begins there, even after a kill."""
+        with self._transaction() as tx:
+            noted = tx.execute(
+                sa.update(JOBS).where(_held_by(job)).values(facts={**job.facts, **facts})
+            )
+            return bool(noted.rowcount == 1)
+
     def finish(self, job: Job, facts: Mapping[str, Any]) -> Job | None:
         """The step is done: add its facts, make the next step due. None when not ours any more."""
         with self._transaction() as tx:
@@ -228,13 +236,17 @@ class Ledger:
 
     def wait(
         self, job: Job, *, cause: str, remedy: str, error: str, delay_s: float,
-        facts: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None, counts: bool = True,
     ) -> None:  # fmt: skip
-        """Something outside did not answer: try the step again after ``delay_s``."""
+        """Something outside did not answer: try the step again after ``delay_s``.
+
+        Waiting for what may take days is no failed try: with ``counts`` false it uses up none.
+        """
         at = self._clock() + delay_s
+        reached = {"facts": {**job.facts, **facts}} if facts else {}  # or what was noted stays
         self._stop(
             job, Event.UNAVAILABLE, cause, remedy, error, next_try_at=at, wake_at=at,
-            facts={**job.facts, **(facts or {})},
+            attempt=job.attempt if counts else job.attempt - 1, **reached,
         )  # fmt: skip
 
     def end(self, job: Job, event: Event, *, cause: str, remedy: str, error: str) -> None:

@@ -23,6 +23,7 @@ from node.jobs import (
     Event,
     Explained,
     Job,
+    NotYet,
     Reason,
     State,
     StepName,
@@ -30,7 +31,7 @@ from node.jobs import (
     unsuitable,
 )
 from node.pipeline import STEPS
-from node.pipeline.run import record_failure
+from node.pipeline.run import record_failure, run_step
 
 ATTEMPTS = {step.name: step.max_attempts for step in STEPS}
 LUNGS = Wish("chest", "v1", "ct_lungs", "digest-1", ("sender",))
@@ -173,6 +174,37 @@ def test_a_job_that_waits_has_a_time_and_is_not_claimed_before(
     assert ledger.claim(job.id, job.step, 30) is None
     clock.now += 1
     assert ledger.claim(job.id, job.step, 30) is not None
+
+
+def test_waiting_for_what_may_take_days_uses_up_no_attempts(ledger: Ledger, clock: Clock) -> None:
+    """A step that says itself when to go on is tried more often than its attempts, at its time."""
+    job = opened(ledger)
+    pending = NotYet(PacsUnavailable("no report yet"), {"asked": 1}, delay_s=3600)
+    for _ in range(ATTEMPTS[job.step] + 2):
+        run_step(job.id, job.step, ledger=ledger, steps={job.step: lambda _: pending}, wake=print)
+        waiting = ledger.job(job.id)
+        assert waiting is not None
+        assert (waiting.state, waiting.attempt) == (State.WAITING, 0)
+        assert waiting.next_try_at == clock.now + 3600
+        clock.now += 3600
+    assert waiting.facts == {"asked": 1}
+
+
+def test_what_a_step_noted_outlives_its_failure_and_its_worker(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """The next try begins where the last one got to; who lost the lease notes nothing."""
+    job = claimed(ledger, opened(ledger))
+    assert ledger.note(job, {"sent": 1})
+    record_failure(ledger, job, PacsUnavailable("PACS does not answer"))
+    assert not ledger.note(job, {"sent": 2})
+    clock.now += 1
+    again = claimed(ledger, job)
+    assert again.facts == {"sent": 1}
+    assert ledger.note(again, {"sent": 3})
+    clock.now += 31
+    ledger.release_lost_leases(ATTEMPTS)
+    assert claimed(ledger, job).facts == {"sent": 3}
 
 
 def test_a_person_retries_what_stopped_and_cannot_retry_what_is_confirmed(ledger: Ledger) -> None:
