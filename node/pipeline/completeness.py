@@ -75,6 +75,14 @@ class Sign:
         return f"{self.by} says {said}"
 
 
+class Need(StrEnum):
+    """What an incomplete series means to the models that want it."""
+
+    NOTHING = "nothing"  #: none wants it
+    WAIT = "wait"  #: it is waited for, and then goes on as it is
+    HOLD = "hold"  #: half an organ would be measured and nobody would know: a person decides
+
+
 class Level(StrEnum):
     """What the signs come to."""
 
