@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from node.edges.arrivals import Arrivals
 from node.edges.ledger import Ledger
 from node.errors import (
     DeliveryRefused,
@@ -54,8 +55,10 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, clock: Clock) -> Ledger:
-    return Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", clock=clock)
+def ledger(database_url: str, clock: Clock) -> Iterator[Ledger]:
+    made = Ledger(database_url, clock=clock)
+    yield made
+    made.database.close()
 
 
 def opened(ledger: Ledger, *instances: str) -> Job:
@@ -74,14 +77,15 @@ def test_a_series_becomes_quiet_after_the_quiet_time_and_not_before(
     ledger: Ledger, clock: Clock
 ) -> None:
     """An arrival restarts the timer; the cursor moves with it."""
-    ledger.record_arrivals("feed", 7, ["series"])
+    arrivals = Arrivals(ledger.database)
+    arrivals.record("feed", 7, ["series"])
     clock.now += 5
-    ledger.record_arrivals("feed", 9, ["series"])
+    arrivals.record("feed", 9, ["series"])
     clock.now += 9
-    assert ledger.quiet_series(10) == []
+    assert arrivals.quiet_series(10) == []
     clock.now += 1
-    assert ledger.quiet_series(10) == ["series"]
-    assert ledger.cursor("feed") == 9
+    assert arrivals.quiet_series(10) == ["series"]
+    assert arrivals.cursor("feed") == 9
 
 
 def test_the_same_instances_make_one_job(ledger: Ledger) -> None:
