@@ -140,7 +140,11 @@ class _Asked:
         self._series = str(headers[0].StudyInstanceUID), str(headers[0].SeriesInstanceUID)
         counted = None
         try:
-            counted = pacs_count(name, self._source.count_instances(*self._series), len(headers))
+            holds = self._source.count_instances(*self._series)
+            if holds == 0:  # a modality that keeps nothing, a PACS that has not stored it yet
+                self._source = None
+                return None
+            counted = pacs_count(name, holds, len(headers))
             if counted and counted.complete:
                 return counted
             held = self._source.find_instances(*self._series)
