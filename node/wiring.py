@@ -365,7 +365,10 @@ class Hospital:
 
         receive = self.settings.receive
         Chores(self.chores()).start(threading.Event())
-        watch = Watch(self.orthanc, self.ledger, self.wake, quiet_s=receive.quiet_s)
+        watch = Watch(
+            self.orthanc, self.ledger, self.wake, quiet_s=receive.quiet_s,
+            may_open=lambda: self.orthanc_storage.has_looked,
+        )  # fmt: skip
         watch.run(threading.Event(), self.nudges.wait, receive.poll_s)
 
     def run_console(self) -> None:

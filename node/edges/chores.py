@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from node import log
 from node.errors import NodeError
 
+#: What could not be done is tried again after this long.
+_AGAIN_S = 2.0
+
 
 @dataclass(frozen=True)
 class Chore:
@@ -35,11 +38,11 @@ class Chores:
     def _run(self, stop: threading.Event) -> None:
         while not stop.wait(max(0.0, min(self._due.values()) - time.monotonic())):
             chore = min(self._due, key=self._due.__getitem__)
-            _done(chore)
-            self._due[chore] = time.monotonic() + chore.every_s
+            pause_s = chore.every_s if _done(chore) else min(chore.every_s, _AGAIN_S)
+            self._due[chore] = time.monotonic() + pause_s
 
 
-def _done(chore: Chore) -> None:
+def _done(chore: Chore) -> bool:
     try:
         chore.do()
     except NodeError as error:  # Orthanc is starting, a disk is full: the next time, then
@@ -47,3 +50,6 @@ def _done(chore: Chore) -> None:
     except Exception as error:  # noqa: BLE001 - the others are still to be done
         place = log.place_of(error)
         log.get().error("chore failed", chore=chore.name, error=type(error).__name__, place=place)
+    else:
+        return True
+    return False

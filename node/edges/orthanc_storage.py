@@ -10,6 +10,8 @@ is lost.
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,6 +82,12 @@ class OrthancStorage:
 
     def __init__(self, orthanc: Orthanc) -> None:
         self._orthanc = orthanc
+        self._looked = threading.Event()
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether :meth:`restore` has been through once: until then a series may lack instances."""
+        return self._looked.is_set()
 
     def state(self) -> StorageState:
         """How things stand.
@@ -105,19 +113,15 @@ class OrthancStorage:
         Orthanc has under the same UID, is kept for a person. A file that Orthanc fails over waits
         for the next time and holds up no other.
         """
-        done: list[Restored] = []
-        failed = 0
-        for name in self.state().orphans:
-            try:
-                done.append(self._restored(name))
-                failed = 0
-            except Unavailable as error:
-                failed += 1
-                if failed == _GIVE_UP_AFTER:
-                    raise
-                done.append(Restored(name, "waiting", str(error)))
-            log.get().warning("file without index", outcome=done[-1].outcome)
-        return done
+        try:
+            orphans = self.state().orphans
+        except Rejected:  # an Orthanc without our bridge
+            self._looked.set()
+            raise
+        try:
+            return self._restore(orphans)
+        finally:
+            self._looked.set()
 
     def delete_instance(self, instance_id: str) -> None:
         """Remove an instance from Orthanc; one that is not there is no error."""
@@ -138,6 +142,21 @@ class OrthancStorage:
                 found[one["ID"]] = (one["ParentStudy"], frozenset(one["Instances"]))
             if len(page) < 1000:
                 return found
+
+    def _restore(self, names: Sequence[str]) -> list[Restored]:
+        done: list[Restored] = []
+        failed = 0
+        for name in names:
+            try:
+                done.append(self._restored(name))
+                failed = 0
+            except Unavailable as error:
+                failed += 1
+                if failed == _GIVE_UP_AFTER:
+                    raise
+                done.append(Restored(name, "waiting", str(error)))
+            log.get().warning("file without index", outcome=done[-1].outcome)
+        return done
 
     def _restored(self, name: str) -> Restored:
         found = self._imported(name)

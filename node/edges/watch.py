@@ -29,7 +29,17 @@ _MAX_ATTEMPTS = {step.name: step.max_attempts for step in STEPS}
 class Watch:
     """One pass is ``once()``; ``run()`` repeats it until told to stop."""
 
-    def __init__(self, orthanc: Orthanc, ledger: Ledger, wake: Wake, *, quiet_s: float) -> None:
+    def __init__(
+        self,
+        orthanc: Orthanc,
+        ledger: Ledger,
+        wake: Wake,
+        *,
+        quiet_s: float,
+        may_open: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """``may_open`` is false while Orthanc is known to lack instances that it had."""
+        self._may_open = may_open
         self._orthanc, self._ledger, self._wake = orthanc, ledger, wake
         self._arrivals = Arrivals(ledger.database)
         self._quiet_s = quiet_s
@@ -38,7 +48,8 @@ class Watch:
         """Read the feed, open jobs, sweep. True when a series is waiting to become quiet."""
         try:
             self._read_feed()
-            self._open_quiet()
+            if self._may_open():
+                self._open_quiet()
         except OrthancUnavailable:
             log.get().warning("Orthanc does not answer; trying again")
         self._sweep()

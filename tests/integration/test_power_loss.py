@@ -62,9 +62,12 @@ def test_instances_that_an_older_index_does_not_know_come_back_and_are_processed
     acknowledged = set(orthanc.get("/instances").json())
     woken: list[str] = []
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    storage = storage_of(orthanc)
     watch = Watch(
-        Orthanc(orthanc.url, *orthanc.auth), ledger, lambda job: woken.append(job.id), quiet_s=0
-    )
+        Orthanc(orthanc.url, *orthanc.auth), ledger, lambda job: woken.append(job.id),
+        quiet_s=0, may_open=lambda: storage.has_looked,
+    )  # fmt: skip
+    storage.restore()
     watch.once()  # the cursor is at the end, and the series has its job
     before = files_in(orthanc.storage)
 
@@ -74,6 +77,7 @@ def test_instances_that_an_older_index_does_not_know_come_back_and_are_processed
     orthanc.start()
     assert len(orthanc.get("/instances").json()) == 10
     storage = storage_of(orthanc)
+    watch.once()  # what is left of the series is no series
     assert len(storage.state().orphans) == 20
     assert Counter(one.outcome for one in storage.restore()) == {"imported": 20}
 
