@@ -174,6 +174,10 @@ def _silent(site: Site, rng: random.Random) -> Mend:
     return site.archive.mend
 
 
+def _of_archive(name: str, breaks: Callable[[Site, random.Random], Mend]) -> Fault:
+    return Fault(name, breaks, "first", (3, 8), _archive_hit)
+
+
 # -- disks and the clock -----------------------------------------------------------------------
 
 
@@ -248,15 +252,15 @@ FAULTS: Mapping[str, Fault] = {
         Fault("cut connection", _cut, "first", (1, 1), _wire_hit),
         Fault("hanging connection", _hang, "first", (1, 8), _wire_hit),
         Fault("connection refused", _refuse, "first", (0.5, 6), _refused),
-        Fault("association rejected for now", _rejects(permanently=False), "first", (3, 8), _archive_hit),
-        Fault("association rejected for good", _rejects(permanently=True), "first", (3, 8), _archive_hit),
-        Fault("status 0xA700", _answers(0xA700, keeps=False), "first", (3, 8), _archive_hit),
-        Fault("status 0xA900", _answers(0xA900, keeps=False), "first", (3, 8), _archive_hit),
-        Fault("status 0xC000", _answers(0xC000, keeps=False), "first", (3, 8), _archive_hit),
-        Fault("status 0x0111", _answers(0x0111, keeps=True), "first", (3, 8), _archive_hit),
-        Fault("status 0xB000", _answers(0xB000, keeps=True), "first", (3, 8), _archive_hit),
-        Fault("success, and not kept", _answers(0x0000, keeps=False), "first", (3, 8), _archive_hit),
-        Fault("no commitment report", _silent, "first", (3, 8), _archive_hit),
+        _of_archive("association rejected for now", _rejects(permanently=False)),
+        _of_archive("association rejected for good", _rejects(permanently=True)),
+        _of_archive("status 0xA700", _answers(0xA700, keeps=False)),
+        _of_archive("status 0xA900", _answers(0xA900, keeps=False)),
+        _of_archive("status 0xC000", _answers(0xC000, keeps=False)),
+        _of_archive("status 0x0111", _answers(0x0111, keeps=True)),
+        _of_archive("status 0xB000", _answers(0xB000, keeps=True)),
+        _of_archive("success, and not kept", _answers(0x0000, keeps=False)),
+        _of_archive("no commitment report", _silent),
         Fault("artifacts' disk full", _full(lambda site: site.artifacts), lasts_s=(1, 6),
               needs="small disks"),
         Fault("node's disk full", _full(lambda site: site.node.var), lasts_s=(1, 6),
