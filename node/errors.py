@@ -15,6 +15,7 @@
     │   └── ProgramFailed             somebody else's program failed, or its labels cannot be used
     ├── Quarantined     it may not leave the node: hold for a person
     │   └── IdentityUnsafe            an identifier would leak, or a reference does not resolve
+    ├── DamagedArtifact working data are gone or altered: made again from Orthanc's copy
     ├── NotPossible     a person asked for what a job's state does not allow: nothing changes
     └── Unavailable     try again later
         ├── OrthancUnavailable
@@ -110,6 +111,12 @@ class Quarantined(NodeError):
 
 class IdentityUnsafe(Quarantined):
     """An identifier would leak, or a reference does not resolve in the original study."""
+
+
+class DamagedArtifact(NodeError):
+    """Working data are gone or not what was written: they are made again from Orthanc's copy."""
+
+    default_remedy = "The node makes them again by itself; check the disk of its artifact folder."
 
 
 class NotPossible(NodeError):

@@ -20,22 +20,25 @@ _HEARTBEAT_S = 5.0
 
 
 def register_compute_task(
-    app: Celery, infer: Callable[[str, str, str, Callable[[float], None]], Done]
+    app: Celery, infer: Callable[[str, str, str, str, Callable[[float], None]], Done]
 ) -> None:
     """The one task of the compute zone.
 
     Parameters
     ----------
     infer
-        ``infer(folder, model, model_digest, report)``: reads and writes artifacts of ``folder``.
+        ``infer(job_id, instances_digest, model, model_digest, report)``: reads and writes artifacts
+        of the job.
     """
 
     @app.task(name=INFER)  # type: ignore[untyped-decorator]
-    def infer_task(job_id: str, attempt: int, model: str, model_digest: str) -> None:
+    def infer_task(
+        job_id: str, attempt: int, instances_digest: str, model: str, model_digest: str
+    ) -> None:
         logger = log.get().bind(job_id=job_id, attempt=attempt, step="infer", model=model)
         try:
             with _Heartbeat(app, job_id, attempt) as heartbeat:
-                done = infer(job_id, model, model_digest, heartbeat.report)
+                done = infer(job_id, instances_digest, model, model_digest, heartbeat.report)
         except NodeError as error:
             logger.warning("step stopped", error=type(error).__name__)
             _tell(

@@ -1,7 +1,8 @@
 """Thin Celery tasks of the hospital zone: run a step, hand a model's run over, hear how it went.
 
-Between the zones go the id of a job, which is also the folder of its artifacts, the name and digest
-of a model, and how it went (``node.edges.compute`` is the other side).
+Between the zones go the id of a job, which is also the folder of its artifacts, the digest of its
+instances, the name and digest of a model, and how it went (``node.edges.compute`` is the other
+side).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from node.errors import NodeError
 from node.jobs import HandedOver, Job, State, StepName
 from node.pipeline import BY_NAME
 from node.pipeline.run import LEASE_S, StepFunction, Wake, record_failure, run_step
+from node.pipeline.working_data import INSTANCES
 
 #: A model that waits in the compute queue for this long is sent again: the message may be lost.
 _QUEUED_LEASE_S = 600.0
@@ -54,7 +56,8 @@ def hand_over(app: Celery, ledger: Ledger) -> StepFunction:
 
     def infer(job: Job) -> HandedOver:
         ledger.extend(job, _QUEUED_LEASE_S)
-        message = [job.id, job.attempt, job.model, job.model_digest]
+        instances = job.facts.get(INSTANCES, "")
+        message = [job.id, job.attempt, instances, job.model, job.model_digest]
         try:
             app.send_task(INFER, args=message, queue=COMPUTE_QUEUE, retry=False)
         except OperationalError:
