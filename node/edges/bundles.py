@@ -31,6 +31,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 #: What nobody holds is removed once it is older than the moment between making and locking.
 _ABANDONED_S = 60.0
 _READERS = 4
+#: Several at a time share the file system's commits: on a busy disk in half the time of one.
+_FLUSHERS = 4
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class FolderBundleWriter:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
-        # The disk works while the next file is made: 300 slices of 0.5 MB cost 0.1 s, not 0.3 s.
+        # The disk works while the next file is made.
         self._flushed.append(self._disk.submit(flush, path))
 
 
@@ -151,7 +153,7 @@ def writing(parent: Path) -> Iterator[FolderBundleWriter]:
     lock = os.open(beside, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with ThreadPoolExecutor(1, thread_name_prefix="disk") as disk:
+        with ThreadPoolExecutor(_FLUSHERS, thread_name_prefix="disk") as disk:
             writer = FolderBundleWriter(beside, disk)
             yield writer
             with disk_errors_named():

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.edges import bundles
@@ -47,6 +47,7 @@ def test_a_bundle_is_read_as_it_was_written(artifacts: FolderArtifacts, tmp_path
     assert artifacts.bundles("job/instances") == [digest]
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_no_change_of_any_file_is_missed(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
