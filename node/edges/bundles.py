@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.errors import DamagedArtifact, OutOfSpace, Unavailable
+from node.pipeline.working_data import is_digest
 
 INDEX = "SHA256SUMS"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 #: What nobody holds is removed once it is older than the moment between making and locking.
 _ABANDONED_S = 60.0
 _READERS = 4
@@ -52,7 +52,7 @@ class FolderBundle:
         DamagedArtifact
             It is not there, or its index was altered.
         """
-        if not _DIGEST.fullmatch(digest):
+        if not is_digest(digest):
             raise DamagedArtifact(f"The job has no {parent.name} in the artifact store")
         folder = parent / digest
         index = _read(folder / INDEX, parent.name)
@@ -167,7 +167,7 @@ def writing(parent: Path) -> Iterator[FolderBundleWriter]:
 def bundles_below(parent: Path) -> list[str]:
     """Digests of what lies below ``parent``, damaged or not."""
     try:
-        return sorted(path.name for path in parent.iterdir() if _DIGEST.fullmatch(path.name))
+        return sorted(path.name for path in parent.iterdir() if is_digest(path.name))
     except FileNotFoundError:
         return []
 

@@ -14,13 +14,12 @@ from kombu.exceptions import OperationalError
 from node import log
 from node.edges.celery_app import INFER, INFER_ALIVE, INFER_DONE, INFER_FAILED
 from node.errors import NodeError
-from node.jobs import Done
 
 _HEARTBEAT_S = 5.0
 
 
 def register_compute_task(
-    app: Celery, infer: Callable[[str, str, str, str, Callable[[float], None]], Done]
+    app: Celery, infer: Callable[[str, str, str, str, Callable[[float], None]], str]
 ) -> None:
     """The one task of the compute zone.
 
@@ -28,7 +27,7 @@ def register_compute_task(
     ----------
     infer
         ``infer(job_id, instances_digest, model, model_digest, report)``: reads and writes artifacts
-        of the job.
+        of the job; the digest of what it has left.
     """
 
     @app.task(name=INFER)  # type: ignore[untyped-decorator]
@@ -38,7 +37,7 @@ def register_compute_task(
         logger = log.get().bind(job_id=job_id, attempt=attempt, step="infer", model=model)
         try:
             with _Heartbeat(app, job_id, attempt) as heartbeat:
-                done = infer(job_id, instances_digest, model, model_digest, heartbeat.report)
+                digest = infer(job_id, instances_digest, model, model_digest, heartbeat.report)
         except NodeError as error:
             logger.warning("step stopped", error=type(error).__name__)
             _tell(
@@ -55,7 +54,7 @@ def register_compute_task(
             _tell(app, INFER_FAILED, job_id, attempt, *told)
         else:
             logger.info("step done")
-            _tell(app, INFER_DONE, job_id, dict(done.facts))
+            _tell(app, INFER_DONE, job_id, digest)
 
 
 class _Heartbeat:

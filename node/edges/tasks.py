@@ -8,7 +8,6 @@ side).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -27,7 +26,7 @@ from node.errors import NodeError
 from node.jobs import HandedOver, Job, State, StepName
 from node.pipeline import BY_NAME
 from node.pipeline.run import LEASE_S, StepFunction, Wake, record_failure, run_step
-from node.pipeline.working_data import INSTANCES
+from node.pipeline.working_data import INSTANCES, LABEL_MAP, is_digest
 
 #: A model that waits in the compute queue for this long is sent again: the message may be lost.
 _QUEUED_LEASE_S = 600.0
@@ -88,10 +87,12 @@ def register_hospital_tasks(
             ledger.extend(job, LEASE_S, max(progress, 0.001))
 
     @app.task(name=INFER_DONE)  # type: ignore[untyped-decorator]
-    def infer_done(job_id: str, facts: dict[str, Any]) -> None:
-        # Any attempt's result will do: the label map is the same, and it is there.
-        job = running(job_id)
-        following = ledger.finish(job, facts) if job else None
+    def infer_done(job_id: str, label_map_digest: str) -> None:
+        # Any attempt's result will do: its digest leads to what was made of the job's instances, or
+        # nowhere. Everything else that is known of the job is the hospital's alone to state: where
+        # its results go, whose they are.
+        job = running(job_id) if is_digest(label_map_digest) else None
+        following = ledger.finish(job, {LABEL_MAP: label_map_digest}) if job else None
         if following:
             wake(following)
 

@@ -6,6 +6,8 @@ keeps the originals: what is damaged or gone here is made again from them.
 
 from __future__ import annotations
 
+import re
+
 from node.jobs import Job
 from node.ports import Artifacts, Bundle
 
@@ -16,6 +18,14 @@ RESULTS = "results_digest"
 
 LABEL_MAP_FILE = "label_map.npz"
 MEASUREMENTS_FILE = "measurements.json"
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def is_digest(value: object) -> bool:
+    """Whether it can be the digest of a bundle, and nothing else."""
+    return isinstance(value, str) and bool(_DIGEST.fullmatch(value))
 
 
 def instances_folder(job_id: str) -> str:

@@ -73,7 +73,7 @@ def encode_sr(
     described = {int(item.SegmentNumber): item for item in seg.SegmentSequence}
     with quiet():
         report = hd.MeasurementReport(
-            observation_context=hd.ObservationContext(_device(algorithm, identity)),
+            observation_context=hd.ObservationContext(device_observer(algorithm)),
             procedure_reported=_PROCEDURES[str(first.Modality)],
             imaging_measurements=[
                 _group(found, segment, described[segment.number], seg, source_instances)
@@ -105,7 +105,8 @@ def _own_scheme() -> Dataset:
     return scheme
 
 
-def _device(algorithm: Algorithm, identity: ResultIdentity) -> hd.ObserverContext:
+def device_observer(algorithm: Algorithm) -> hd.ObserverContext:
+    """Who made a document: the model (PS3.16 2026b TID 1004)."""
     return hd.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=hd.DeviceObserverIdentifyingAttributes(
