@@ -336,7 +336,13 @@ class Hospital:
         from node.edges.watch import Watch
 
         receive = self.settings.receive
-        watch = Watch(self.orthanc, self.ledger, self.wake, quiet_s=receive.quiet_s)
+        watch = Watch(
+            self.orthanc,
+            self.ledger,
+            self.wake,
+            quiet_s=receive.quiet_s,
+            max_quiet_s=max(receive.quiet_s, receive.max_quiet_s),
+        )
         watch.run(threading.Event(), self.nudges.wait, receive.poll_s)
 
     def run_console(self) -> None:

@@ -1,0 +1,20 @@
+"""Which line of the feed the cursor stands on; who sends, from where, and how long they pause."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "v0002"
+down_revision = "v0001"
+
+
+def upgrade() -> None:
+    op.add_column("cursors", sa.Column("line", sa.String, nullable=False, server_default=sa.text("''")))
+    op.add_column("arrivals", sa.Column("sender", sa.String, nullable=False, server_default=sa.text("''")))
+    op.add_column("arrivals", sa.Column("address", sa.String, nullable=False, server_default=sa.text("''")))
+    op.create_table(
+        "senders",
+        sa.Column("sender", sa.String, primary_key=True),
+        sa.Column("longest_pause_s", sa.Float, nullable=False),
+        sa.Column("second_pause_s", sa.Float, nullable=False),
+        sa.Column("since", sa.Float, nullable=False),
+    )
