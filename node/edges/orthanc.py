@@ -211,7 +211,11 @@ class Orthanc:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def store(self, instance: bytes) -> str:
+    def request(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """A call that does no harm twice, for the files beside this one."""
+        return _accepted(self._send(method, path, repeatable=True, **request))
+
+    def store(self, instance: bytes, headers: Mapping[str, str] | None = None) -> str:
         """Hand an instance to Orthanc itself; its id. The same one twice is one.
 
         Raises
@@ -221,7 +225,9 @@ class Orthanc:
         OutOfSpace
             Orthanc is at its storage limit ("MaximumStorageMode": "Reject").
         """
-        response = self._send("POST", "/instances", content=instance, repeatable=True)
+        response = self._send(
+            "POST", "/instances", content=instance, headers=headers, repeatable=True
+        )
         if response.status_code == HTTPStatus.INSUFFICIENT_STORAGE:
             raise OutOfSpace("Orthanc has reached its storage limit")
         if response.status_code in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND):

@@ -42,7 +42,10 @@ class Watch:
         *,
         quiet_s: float,
         max_quiet_s: float | None = None,
+        may_open: Callable[[], bool] = lambda: True,
     ) -> None:
+        """``may_open`` is false while Orthanc is known to lack instances that it had."""
+        self._may_open = may_open
         self._orthanc, self._ledger, self._wake = orthanc, ledger, wake
         self._quiet_s = quiet_s
         self._max_quiet_s = quiet_s if max_quiet_s is None else max_quiet_s
@@ -54,7 +57,8 @@ class Watch:
         """Read the feed, open jobs, sweep. True when a series is waiting to become quiet."""
         try:
             self._feed.read()
-            self._open_quiet()
+            if self._may_open():
+                self._open_quiet()
         except OrthancUnavailable:
             log.get().warning("Orthanc does not answer; trying again")
         self._sweep()
