@@ -8,9 +8,8 @@ down_revision = "v0001"
 
 
 def upgrade() -> None:
-    op.add_column("cursors", sa.Column("line", sa.String, nullable=False, server_default=sa.text("''")))
-    op.add_column("arrivals", sa.Column("sender", sa.String, nullable=False, server_default=sa.text("''")))
-    op.add_column("arrivals", sa.Column("address", sa.String, nullable=False, server_default=sa.text("''")))
+    for table, column in (("cursors", "line"), ("arrivals", "sender"), ("arrivals", "address")):
+        op.add_column(table, _text(column))
     op.create_table(
         "senders",
         sa.Column("sender", sa.String, primary_key=True),
@@ -18,3 +17,7 @@ def upgrade() -> None:
         sa.Column("second_pause_s", sa.Float, nullable=False),
         sa.Column("since", sa.Float, nullable=False),
     )
+
+
+def _text(name: str) -> "sa.Column[str]":
+    return sa.Column(name, sa.String, nullable=False, server_default=sa.text("''"))
