@@ -26,7 +26,8 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 Positive = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
 CodeValue = Annotated[str, Field(min_length=1, max_length=16)]
-ShortText = Annotated[str, Field(min_length=1, max_length=64)]
+ShortText = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[ -\[\]-~]+$")]
+"""ASCII without a backslash: it is written into objects whose character set is the patient's."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 

@@ -73,12 +73,12 @@ def encode_sr(
     described = {int(item.SegmentNumber): item for item in seg.SegmentSequence}
     with quiet():
         report = hd.MeasurementReport(
-            observation_context=hd.ObservationContext(_device(algorithm, identity)),
+            observation_context=hd.ObservationContext(device_observer(algorithm)),
             procedure_reported=_PROCEDURES[str(first.Modality)],
             imaging_measurements=[
                 _group(found, segment, described[segment.number], seg, source_instances)
                 for found, segment in zip(measurements, segments, strict=True)
-                if found.volume_ml
+                if found.is_present
             ],
         )
         sr = hd.Comprehensive3DSR(
@@ -105,7 +105,8 @@ def _own_scheme() -> Dataset:
     return scheme
 
 
-def _device(algorithm: Algorithm, identity: ResultIdentity) -> hd.ObserverContext:
+def device_observer(algorithm: Algorithm) -> hd.ObserverContext:
+    """The model as the observer of a report (PS3.16 2026b TID 1004)."""
     return hd.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=hd.DeviceObserverIdentifyingAttributes(
