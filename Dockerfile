@@ -67,7 +67,7 @@ RUN set -eu; \
     DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
         tesseract-ocr tesseract-ocr-eng; \
     rm -rf /var/lib/apt/lists/*
-RUN pip install --no-cache-dir --no-compile --constraint requirements.lock '.[hospital]'
+RUN pip install --no-cache-dir --no-compile --constraint requirements.lock '.[hospital,postgres]'
 # Manifests and references of the models; their weights are used in the compute zone only.
 COPY models ./models
 ENV ROLE=worker \

@@ -23,8 +23,9 @@ readonly stamp_text="recipe $RECIPE, suite $ORTHANC_SUITE, Orthanc $ORTHANC_VERS
 
 # What each is for: DICOM command line tools; the broker; dciodvfy, which checks what we return;
 # the builder of Orthanc's root; the launcher that runs Orthanc in it; the program that finds text
-# burned into pixels, and its English.
-packages=(dcmtk redis-server dicom3tools mmdebstrap bubblewrap tesseract-ocr tesseract-ocr-eng)
+# burned into pixels, and its English; the tests' second database.
+packages=(dcmtk redis-server dicom3tools mmdebstrap bubblewrap tesseract-ocr tesseract-ocr-eng
+    postgresql)
 
 say() { printf '%s\n' "$*"; }
 fail() { printf 'segnode setup: %s\n' "$*" >&2; exit 1; }
@@ -71,6 +72,16 @@ allow_service_starts() {
     policy_is_ours=no
 }
 
+# Debian's PostgreSQL would also make a cluster of the machine's own. The tests make theirs.
+readonly no_cluster=/etc/postgresql-common/createcluster.d/segnode.conf
+
+forbid_main_cluster() {
+    as_root mkdir -p "${no_cluster%/*}"
+    printf 'create_main_cluster = false\n' | as_root tee "$no_cluster" >/dev/null
+}
+
+allow_main_cluster() { as_root rm -f "$no_cluster"; }
+
 apt_get() { as_root env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get -q "$@"; }
 
 apt_update() {
@@ -85,11 +96,13 @@ install_packages() {
     say "      installing ${missing[*]} (about a minute) ..."
     apt_update
     forbid_service_starts
+    forbid_main_cluster
     apt_get install --yes --no-install-recommends "${missing[@]}" >"$log" 2>&1 || {
         tail -n 20 "$log" >&2
         fail "apt-get install failed (above)."
     }
     allow_service_starts
+    allow_main_cluster
     case " ${missing[*]} " in *" redis-server "*)
         # Not even after a reboot: nobody but segnode asked for this Redis.
         if [ -d /run/systemd/system ]; then
@@ -177,7 +190,7 @@ fi
 command -v apt-get >/dev/null || fail "this needs Debian 12 (no apt-get here)."
 log=$(mktemp)
 readonly log
-trap 'allow_service_starts; rm -f "$log"' EXIT
+trap 'allow_service_starts; allow_main_cluster; rm -f "$log"' EXIT
 SECONDS=0
 
 if [ ${#missing[@]} -eq 0 ]; then

@@ -222,10 +222,15 @@ class HandedOver:
 
 @dataclass(frozen=True)
 class NotYet:
-    """The step has got somewhere (``facts``) and waits for something outside."""
+    """The step has got somewhere (``facts``) and waits for something outside.
+
+    With ``delay_s`` the step decides itself when it goes on and when it gives up: the try is not
+    counted as a failed one. Without, it backs off and ends after the step's attempts.
+    """
 
     reason: Unavailable
     facts: Mapping[str, Any] = field(default_factory=dict)
+    delay_s: float | None = None
 
 
 Outcome = Done | Routed | Redirect | Explained | HandedOver | NotYet

@@ -115,6 +115,9 @@ class Leases(Protocol):
     def extend(self, job: Job, lease_s: float, progress: float | None = None) -> bool:
         """Keep the lease; False when it is no longer ours."""
 
+    def note(self, job: Job, facts: Mapping[str, Any]) -> bool:
+        """Keep what a step has reached so far; False when it is no longer ours."""
+
     def finish(self, job: Job, facts: Mapping[str, Any]) -> Job | None:
         """The step is done, the next one is due; None when it was no longer ours."""
 
@@ -135,8 +138,9 @@ class Leases(Protocol):
         error: str,
         delay_s: float,
         facts: Mapping[str, Any] | None = None,
+        counts: bool = True,
     ) -> None:
-        """Try the step again after a while."""
+        """Try the step again after a while; ``counts`` says whether this was a failed try."""
 
     def end(self, job: Job, event: Event, *, cause: str, remedy: str, error: str) -> None:
         """Stop the job, with its cause and remedy."""

@@ -342,7 +342,9 @@ class Hospital:
         from node.edges.tasks import register_hospital_tasks
 
         register_hospital_tasks(self.celery, self.ledger, self.steps(), self.wake)
-        worker_process_init.connect(lambda **_: self.ledger.forget_connections(), weak=False)
+        worker_process_init.connect(
+            lambda **_: self.ledger.database.forget_connections(), weak=False
+        )
         processes = self.settings.workers.hospital_processes
         _run_celery(self.celery, "hospital", HOSPITAL_QUEUES, processes)
 

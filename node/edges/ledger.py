@@ -9,90 +9,42 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
-from node.edges.ledger_tables import (
-    ARRIVALS,
-    ATTEMPTS,
-    CURSORS,
-    JOB_FIELDS,
-    JOBS,
-    job_of,
-    open_database,
-    upsert,
+from node.edges.arrivals import mark_quiet
+from node.edges.database import Database
+from node.edges.ledger_lookups import Lookups
+from node.edges.ledger_moves import (
+    WAKE_GRACE_S,
+    Moves,
+    for_wish,
+    held_by,
+    plain_wish,
+    set_of,
+    taken,
 )
+from node.edges.ledger_tables import JOBS, job_of
 from node.errors import NotPossible
-from node.jobs import (
-    BY_HAND,
-    Attempt,
-    Event,
-    Explained,
-    Job,
-    State,
-    StepName,
-    Wish,
-    after,
-    job_key,
-)
+from node.jobs import BY_HAND, Event, Explained, Job, State, StepName, Wish
 
 #: A wake-up that brought nobody is sent again after this long: the broker may have lost it.
 RESEND_S = 30.0
-#: Who ends a step wakes the next one itself; the sweeper does it if that has not happened by then.
-_WAKE_GRACE_S = 2.0
-
-
 #: Facts of one delivery, which the next one does not share.
 _OF_DELIVERY = (
     "unsuitable", "results", "deliveries", "accepted", "fallback", "transactions", "proofs",
 )  # fmt: skip
 
 
-class Ledger:
+class Ledger(Lookups):
     """Jobs and everything that happens to them. Safe to share between threads and processes."""
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
-        self._engine = open_database(url)
-        self._clock = clock
-
-    def forget_connections(self) -> None:
-        """Open new connections from here on: a forked process must not use its parent's."""
-        self._engine.dispose(close=False)
-
-    # -- the changes feed ------------------------------------------------------------------
-
-    def cursor(self, name: str) -> int:
-        """The last sequence number read of a feed; 0 when it was never read."""
-        with self._transaction() as tx:
-            value = tx.scalar(sa.select(CURSORS.c.value).where(CURSORS.c.name == name))
-        return int(value or 0)
-
-    def record_arrivals(self, name: str, value: int, series_ids: Iterable[str]) -> None:
-        """Note which series received something and move the feed's cursor, both or neither."""
-        now = self._clock()
-        with self._transaction() as tx:
-            for series_id in set(series_ids):
-                upsert(
-                    tx,
-                    ARRIVALS,
-                    {"series_id": series_id},
-                    {"last_change_at": now, "quiet": False},
-                )
-            upsert(tx, CURSORS, {"name": name}, {"value": value})
-
-    def quiet_series(self, quiet_s: float) -> list[str]:
-        """Series that have received nothing for ``quiet_s`` seconds, and no job made of it yet."""
-        query = sa.select(ARRIVALS.c.series_id).where(
-            ARRIVALS.c.quiet.is_(False),
-            ARRIVALS.c.last_change_at <= self._clock() - quiet_s,
-        )
-        with self._transaction() as tx:
-            return list(tx.scalars(query))
+        self.database = Database(url, clock=clock)
 
     def open_jobs(self, series_id: str, study_id: str, instance_ids: Sequence[str]) -> Job | None:
         """Make the job of a quiet series; None when the same instances have had theirs.
@@ -100,34 +52,34 @@ class Ledger:
         Jobs of the same series that have not delivered yet are superseded: they know too little.
         """
         job = Job(uuid.uuid4().hex, series_id, study_id, tuple(sorted(instance_ids)))
-        with self._transaction() as tx:
-            upsert(tx, ARRIVALS, {"series_id": series_id}, {"quiet": True}, insert=False)
+        with self._moves() as moves:
+            mark_quiet(moves.tx, series_id)
             same = sa.select(JOBS.c.id).where(
                 JOBS.c.series_id == series_id,
-                JOBS.c.instance_set == _set_of(job),
+                JOBS.c.instance_set == set_of(job),
                 JOBS.c.rule != BY_HAND,  # asking for a model by hand does not silence the rules
             )
-            if not instance_ids or tx.scalar(same):
+            if not instance_ids or moves.tx.scalar(same):
                 return None
             held = sa.select(JOBS).where(JOBS.c.series_id == series_id)
-            for older in tx.execute(held).all():
-                self._happen(tx, job_of(older._mapping), Event.SUPERSEDE)
-            self._insert(tx, job)
+            for older in moves.tx.execute(held).all():
+                moves.happen(job_of(older._mapping), Event.SUPERSEDE)
+            moves.insert(job)
         return self.job(job.id)
 
     # -- a step's life ---------------------------------------------------------------------
 
     def claim(self, job_id: str, step: StepName, lease_s: float) -> Job | None:
         """Take the step: attempt + 1 and a lease. None when someone else has it or it is past."""
-        now = self._clock()
+        now = self.database.clock()
         claimable = sa.and_(
             JOBS.c.id == job_id,
             JOBS.c.step == step,
             JOBS.c.state.in_([State.QUEUED, State.WAITING]),
             sa.or_(JOBS.c.next_try_at.is_(None), JOBS.c.next_try_at <= now),
         )
-        with self._transaction() as tx:
-            claimed = tx.execute(
+        with self._moves() as moves:
+            claimed = moves.tx.execute(
                 sa.update(JOBS)
                 .where(claimable)
                 .values(
@@ -142,41 +94,41 @@ class Ledger:
             )
             if claimed.rowcount != 1:
                 return None
-            job = self._read(tx, job_id)
-            tx.execute(
-                sa.insert(ATTEMPTS).values(
-                    job_id=job_id,
-                    step=step,
-                    attempt=job.attempt,
-                    started_at=now,
-                    ended_at=None,
-                    outcome="",
-                )
-            )
+            job = moves.job(job_id)
+            assert job is not None  # noqa: S101 - it was changed in this transaction
+            moves.begin_attempt(job)
         return job
 
     def extend(self, job: Job, lease_s: float, progress: float | None = None) -> bool:
         """Keep the lease of a running step; False when it is no longer ours."""
-        now = self._clock()
+        now = self.database.clock()
         values: dict[str, Any] = {"lease_until": now + lease_s, "updated_at": now}
         if progress is not None:
             values["progress"] = progress
-        with self._transaction() as tx:
-            kept = tx.execute(sa.update(JOBS).where(_held_by(job)).values(**values))
+        with self._moves() as moves:
+            kept = moves.tx.execute(sa.update(JOBS).where(held_by(job)).values(**values))
             return bool(kept.rowcount == 1)
+
+    def note(self, job: Job, facts: Mapping[str, Any]) -> bool:
+        """Keep what a running step has reached: the next try begins there, even after a kill."""
+        with self._moves() as moves:
+            noted = moves.tx.execute(
+                sa.update(JOBS).where(held_by(job)).values(facts={**job.facts, **facts})
+            )
+            return bool(noted.rowcount == 1)
 
     def finish(self, job: Job, facts: Mapping[str, Any]) -> Job | None:
         """The step is done: add its facts, make the next step due. None when not ours any more."""
-        with self._transaction() as tx:
-            if not self._still_held(tx, job):
+        with self._moves() as moves:
+            if not moves.holds(job):
                 return None
-            self._end_attempt(tx, job, "done")
+            moves.end_attempt(job, "done")
             following = job.step.next
             event = Event.STEP_DONE if following else Event.LAST_STEP_DONE
-            self._happen(
-                tx, job, event, step=following or job.step, attempt=0,
+            moves.happen(
+                job, event, step=following or job.step, attempt=0,
                 facts={**job.facts, **facts}, progress=0.0 if following else 1.0,
-                wake_at=self._clock() + _WAKE_GRACE_S if following else None,
+                wake_at=moves.now + WAKE_GRACE_S if following else None,
                 cause="", remedy="", error="",
             )  # fmt: skip
         return self.job(job.id)
@@ -185,13 +137,13 @@ class Ledger:
         self, job: Job, step: StepName, facts: Mapping[str, Any], cause: str
     ) -> Job | None:
         """The job goes on at ``step`` with fresh attempts. None when not ours any more."""
-        with self._transaction() as tx:
-            if not self._still_held(tx, job):
+        with self._moves() as moves:
+            if not moves.holds(job):
                 return None
-            self._end_attempt(tx, job, f"on to {step}")
-            self._happen(
-                tx, job, Event.REDIRECT, step=step, attempt=0, progress=0.0, lease_until=None,
-                facts={**job.facts, **facts}, wake_at=self._clock() + _WAKE_GRACE_S,
+            moves.end_attempt(job, f"on to {step}")
+            moves.happen(
+                job, Event.REDIRECT, step=step, attempt=0, progress=0.0, lease_until=None,
+                facts={**job.facts, **facts}, wake_at=moves.now + WAKE_GRACE_S,
                 cause=cause, remedy="", error="",
             )  # fmt: skip
         return self.job(job.id)
@@ -199,42 +151,46 @@ class Ledger:
     def fork(self, job: Job, wishes: Sequence[Wish]) -> list[Job]:
         """Route is done: this job takes the first wish, one new job is made of each other."""
         made = [job.id]
-        with self._transaction() as tx:
-            if not self._still_held(tx, job):
+        with self._moves() as moves:
+            if not moves.holds(job):
                 return []
-            self._end_attempt(tx, job, "done")
-            open_wishes = [wish for wish in wishes if not _taken(tx, job, wish)]
+            moves.end_attempt(job, "done")
+            open_wishes = [wish for wish in wishes if not taken(moves.tx, job, wish)]
             if not open_wishes:
-                self._happen(
-                    tx, job, Event.SUPERSEDE, wake_at=None, lease_until=None,
+                moves.happen(
+                    job, Event.SUPERSEDE, wake_at=None, lease_until=None,
                     cause="Another job has the same instances and model",
                     remedy="Nothing to do: see the other job of this series.",
                 )  # fmt: skip
                 return []
             first, *others = open_wishes
-            self._happen(
-                tx, _for_wish(job, first), Event.STEP_DONE,
-                step=StepName.DEIDENTIFY, attempt=0, wake_at=self._clock() + _WAKE_GRACE_S,
-                facts=_for_wish(job, first).facts,
+            moves.happen(
+                for_wish(job, first), Event.STEP_DONE,
+                step=StepName.DEIDENTIFY, attempt=0, wake_at=moves.now + WAKE_GRACE_S,
+                facts=for_wish(job, first).facts,
             )  # fmt: skip
             for wish in others:
                 twin = replace(
-                    _for_wish(job, wish), id=uuid.uuid4().hex, step=StepName.DEIDENTIFY,
+                    for_wish(job, wish), id=uuid.uuid4().hex, step=StepName.DEIDENTIFY,
                     state=State.QUEUED, attempt=0,
                 )  # fmt: skip
-                self._insert(tx, twin)
+                moves.insert(twin)
                 made.append(twin.id)
         return [found for found in map(self.job, made) if found]
 
     def wait(
         self, job: Job, *, cause: str, remedy: str, error: str, delay_s: float,
-        facts: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None, counts: bool = True,
     ) -> None:  # fmt: skip
-        """Something outside did not answer: try the step again after ``delay_s``."""
-        at = self._clock() + delay_s
+        """Something outside did not answer: try the step again after ``delay_s``.
+
+        Waiting for what may take days is no failed try: with ``counts`` false it uses up none.
+        """
+        at = self.database.clock() + delay_s
+        reached = {"facts": {**job.facts, **facts}} if facts else {}  # or what was noted stays
         self._stop(
             job, Event.UNAVAILABLE, cause, remedy, error, next_try_at=at, wake_at=at,
-            facts={**job.facts, **(facts or {})},
+            attempt=job.attempt if counts else job.attempt - 1, **reached,
         )  # fmt: skip
 
     def end(self, job: Job, event: Event, *, cause: str, remedy: str, error: str) -> None:
@@ -256,49 +212,39 @@ class Ledger:
 
     def due(self) -> list[Job]:
         """Jobs whose step nobody has taken yet; each is due again after ``RESEND_S``."""
-        now = self._clock()
-        with self._transaction() as tx:
+        now = self.database.clock()
+        with self._moves() as moves:
             query = sa.select(JOBS).where(
                 JOBS.c.state.in_([State.QUEUED, State.WAITING]), JOBS.c.wake_at <= now
             )
-            found = [job_of(row._mapping) for row in tx.execute(query)]
-            self.mark_sent(found, tx)
+            found = [job_of(row._mapping) for row in moves.tx.execute(query)]
+            self._sent(moves, found)
         return found
 
-    def mark_sent(self, jobs: Sequence[Job], tx: Connection | None = None) -> None:
+    def mark_sent(self, jobs: Sequence[Job]) -> None:
         """A wake-up was sent for these: none other is due before ``RESEND_S``."""
-        if not jobs:
-            return
-        statement = (
-            sa.update(JOBS)
-            .where(JOBS.c.id.in_([job.id for job in jobs]), JOBS.c.wake_at.is_not(None))
-            .values(wake_at=self._clock() + RESEND_S)
-        )
-        if tx is not None:
-            tx.execute(statement)
-            return
-        with self._transaction() as own:
-            own.execute(statement)
+        with self._moves() as moves:
+            self._sent(moves, jobs)
 
     def release_lost_leases(self, max_attempts: Mapping[StepName, int]) -> list[Job]:
         """Queue again what a dead worker held; fail what has used up its attempts."""
-        now = self._clock()
-        with self._transaction() as tx:
+        now = self.database.clock()
+        with self._moves() as moves:
             query = sa.select(JOBS).where(JOBS.c.state == State.RUNNING, JOBS.c.lease_until < now)
-            lost = [job_of(row._mapping) for row in tx.execute(query)]
+            lost = [job_of(row._mapping) for row in moves.tx.execute(query)]
             for job in lost:
-                self._end_attempt(tx, job, "lease ran out")
+                moves.end_attempt(job, "lease ran out")
                 # A message that waited in the compute queue and was lost there is nobody's try.
                 never_started = job.step is StepName.INFER and job.progress == 0
                 attempt = job.attempt - 1 if never_started else job.attempt
                 if attempt < max_attempts[job.step]:
-                    self._happen(
-                        tx, job, Event.LEASE_RAN_OUT,
+                    moves.happen(
+                        job, Event.LEASE_RAN_OUT,
                         attempt=attempt, wake_at=now, lease_until=None,
                     )  # fmt: skip
                     continue
-                self._happen(
-                    tx, job, Event.ATTEMPTS_USED_UP, wake_at=None, lease_until=None,
+                moves.happen(
+                    job, Event.ATTEMPTS_USED_UP, wake_at=None, lease_until=None,
                     cause=f"The worker of step {job.step} died {job.attempt} times",
                     remedy="Look at the worker's log and memory, then retry the job.",
                     error="LeaseRanOut",
@@ -306,51 +252,6 @@ class Ledger:
         return lost
 
     # -- people ----------------------------------------------------------------------------
-
-    def job(self, job_id: str) -> Job | None:
-        """One job, or None."""
-        with self._transaction() as tx:
-            row = tx.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).one_or_none()
-        return job_of(row._mapping) if row else None
-
-    def find(self, beginning: str) -> Job:
-        """The one job whose id begins like this.
-
-        Raises
-        ------
-        NotPossible
-            No job does, or several do.
-        """
-        query = sa.select(JOBS).where(JOBS.c.id.startswith(beginning, autoescape=True)).limit(2)
-        with self._transaction() as tx:
-            found = [job_of(row._mapping) for row in tx.execute(query)]
-        if len(found) != 1:
-            how_many = "more than one job" if found else "no job"
-            raise NotPossible(f"There is {how_many} whose id begins with {beginning}.")
-        return found[0]
-
-    def jobs(self, limit: int = 200, study_id: str | None = None) -> list[Job]:
-        """The newest jobs first, of one study if asked."""
-        query = sa.select(JOBS).order_by(JOBS.c.created_at.desc(), JOBS.c.id).limit(limit)
-        if study_id is not None:
-            query = query.where(JOBS.c.study_id == study_id)
-        with self._transaction() as tx:
-            return [job_of(row._mapping) for row in tx.execute(query)]
-
-    def counts(self) -> Mapping[State, int]:
-        """How many jobs are in each state."""
-        query = sa.select(JOBS.c.state, sa.func.count()).group_by(JOBS.c.state)
-        with self._transaction() as tx:
-            return {State(state): count for state, count in tx.execute(query)}
-
-    def attempts(self, job_id: str) -> list[Attempt]:
-        """Every try of every step of a job, oldest first."""
-        query = sa.select(ATTEMPTS).where(ATTEMPTS.c.job_id == job_id).order_by(ATTEMPTS.c.id)
-        with self._transaction() as tx:
-            return [
-                Attempt(StepName(r.step), r.attempt, r.started_at, r.ended_at, r.outcome)
-                for r in tx.execute(query)
-            ]
 
     def retry(self, job_id: str, facts: Mapping[str, Any] | None = None) -> Job:
         """Start the step at which a job stopped once more, with fresh attempts and more facts.
@@ -365,7 +266,8 @@ class Ledger:
         kept = {name: fact for name, fact in job.facts.items() if name not in sent}
         return self._by_person(
             job_id, Event.RETRY, attempt=0, cause="", remedy="", error="",
-            next_try_at=None, wake_at=self._clock(), facts={**kept, **(facts or {})}, **again,
+            next_try_at=None, wake_at=self.database.clock(),
+            facts={**kept, **(facts or {})}, **again,
         )  # fmt: skip
 
     def cancel(self, job_id: str) -> Job:
@@ -382,18 +284,18 @@ class Ledger:
         """The job of these instances and this model, made now if there is none: a person asked."""
         asked = Job(
             uuid.uuid4().hex, series_id, study_id, tuple(sorted(instance_ids)),
-            facts={"wish": _plain(wish)},
+            facts={"wish": plain_wish(wish)},
         )  # fmt: skip
         same = sa.select(JOBS).where(
             JOBS.c.series_id == series_id,
-            JOBS.c.instance_set == _set_of(asked),
+            JOBS.c.instance_set == set_of(asked),
             JOBS.c.model_digest == wish.model_digest,
         )
-        with self._transaction() as tx:
-            row = tx.execute(same).first()
+        with self._moves() as moves:
+            row = moves.tx.execute(same).first()
             if row:
                 return job_of(row._mapping)
-            self._insert(tx, _for_wish(asked, wish))
+            moves.insert(for_wish(asked, wish))
         found = self.job(asked.id)
         assert found is not None  # noqa: S101 - it was inserted in the transaction above
         return found
@@ -401,99 +303,36 @@ class Ledger:
     # -- inside ----------------------------------------------------------------------------
 
     @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        with self._engine.begin() as tx:
-            yield tx
+    def _moves(self) -> Iterator[Moves]:
+        with self.database.transaction() as tx:
+            yield Moves(tx, self.database.clock())
 
-    def _read(self, tx: Connection, job_id: str) -> Job:
-        return job_of(tx.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).one()._mapping)
-
-    def _insert(self, tx: Connection, job: Job) -> None:
-        now = self._clock()
-        row = {name: getattr(job, name) for name in JOB_FIELDS}
-        row |= {
-            "instance_ids": list(job.instance_ids), "destinations": list(job.destinations),
-            "facts": dict(job.facts), "key": job.key, "instance_set": _set_of(job),
-            "created_at": now, "updated_at": now, "wake_at": now + _WAKE_GRACE_S,
-        }  # fmt: skip
-        tx.execute(sa.insert(JOBS).values(**row))
-
-    def _happen(self, tx: Connection, job: Job, event: Event, **values: Any) -> bool:
-        """Move a job along the transition table, if ``event`` can happen to it."""
-        state = after(job.state, event)
-        if state is None:
-            return False
-        for name in ("model", "model_digest", "rule", "rule_version"):
-            values.setdefault(name, getattr(job, name))
-        values.setdefault("destinations", list(job.destinations))
-        tx.execute(
+    def _sent(self, moves: Moves, jobs: Sequence[Job]) -> None:
+        moves.tx.execute(
             sa.update(JOBS)
-            .where(JOBS.c.id == job.id)
-            .values(state=state, key=job.key, updated_at=self._clock(), **values)
-        )
-        return True
-
-    def _still_held(self, tx: Connection, job: Job) -> bool:
-        return tx.scalar(sa.select(JOBS.c.id).where(_held_by(job))) is not None
-
-    def _end_attempt(self, tx: Connection, job: Job, outcome: str) -> None:
-        tx.execute(
-            sa.update(ATTEMPTS)
-            .where(
-                ATTEMPTS.c.job_id == job.id,
-                ATTEMPTS.c.step == job.step,
-                ATTEMPTS.c.attempt == job.attempt,
-                ATTEMPTS.c.ended_at.is_(None),
-            )
-            .values(ended_at=self._clock(), outcome=outcome)
+            .where(JOBS.c.id.in_([job.id for job in jobs]), JOBS.c.wake_at.is_not(None))
+            .values(wake_at=moves.now + RESEND_S)
         )
 
     def _stop(
         self, job: Job, event: Event, cause: str, remedy: str, error: str, **values: Any
     ) -> None:
-        with self._transaction() as tx:
-            if not self._still_held(tx, job):
+        with self._moves() as moves:
+            if not moves.holds(job):
                 return
-            self._end_attempt(tx, job, error or event)
-            self._happen(
-                tx, job, event, cause=cause, remedy=remedy, error=error, lease_until=None, **values
+            moves.end_attempt(job, error or event)
+            moves.happen(
+                job, event, cause=cause, remedy=remedy, error=error, lease_until=None, **values
             )
 
     def _by_person(self, job_id: str, event: Event, **values: Any) -> Job:
-        with self._transaction() as tx:
-            row = tx.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).one_or_none()
-            if row is None:
+        with self._moves() as moves:
+            job = moves.job(job_id)
+            if job is None:
                 raise NotPossible(f"There is no job {job_id}; `segnode jobs` lists them.")
-            job = job_of(row._mapping)
-            self._end_attempt(tx, job, event)
-            if not self._happen(tx, job, event, **values):
+            moves.end_attempt(job, event)
+            if not moves.happen(job, event, **values):
                 raise NotPossible(f"A job that is {job.state} cannot be changed by {event}.")
-            return self._read(tx, job_id)
-
-
-def _held_by(job: Job) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        JOBS.c.id == job.id,
-        JOBS.c.step == job.step,
-        JOBS.c.attempt == job.attempt,
-        JOBS.c.state == State.RUNNING,
-    )
-
-
-def _taken(tx: Connection, job: Job, wish: Wish) -> bool:
-    other = sa.select(JOBS.c.id).where(JOBS.c.key == _for_wish(job, wish).key, JOBS.c.id != job.id)
-    return tx.scalar(other) is not None
-
-
-def _for_wish(job: Job, wish: Wish) -> Job:
-    wanted = {name: value for name, value in _plain(wish).items() if name != "explain"}
-    facts = {**job.facts, "explain": True} if wish.explain else job.facts
-    return replace(job, facts=facts, **wanted)
-
-
-def _plain(wish: Wish) -> dict[str, Any]:
-    return {f.name: getattr(wish, f.name) for f in fields(Wish)}
-
-
-def _set_of(job: Job) -> str:
-    return job_key(job.series_id, job.instance_ids, "", "")
+        found = self.job(job_id)
+        assert found is not None  # noqa: S101 - jobs are never removed
+        return found

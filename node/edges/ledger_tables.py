@@ -1,13 +1,11 @@
-"""The ledger's tables, and the database they live in: SQLite, or PostgreSQL."""
+"""The tables of the ledger and the arrivals. A change here comes with a revision (migrations/)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine, RowMapping
+from sqlalchemy.engine import RowMapping
 
 from node.jobs import Job, State, StepName
 
@@ -71,38 +69,6 @@ ATTEMPTS = sa.Table(
 )
 
 JOB_FIELDS = tuple(f.name for f in fields(Job))
-
-
-def open_database(url: str) -> Engine:
-    """The database, its tables made if they are not there."""
-    engine = sa.create_engine(url, pool_pre_ping=True)
-    if engine.dialect.name == "sqlite":
-
-        @sa.event.listens_for(engine, "connect")
-        def _on_connect(connection: Any, _record: Any) -> None:
-            connection.isolation_level = None  # transactions begin below, not on first write
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")  # an answer given survives power loss
-            connection.execute("PRAGMA busy_timeout=30000")
-
-        @sa.event.listens_for(engine, "begin")
-        def _on_begin(connection: Connection) -> None:
-            # A read that turns into a write would otherwise fail with SQLITE_BUSY_SNAPSHOT.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    METADATA.create_all(engine)
-    return engine
-
-
-def upsert(
-    tx: Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any],
-    *, insert: bool = True,
-) -> None:  # fmt: skip
-    """Change the row with this key, or make it (unless ``insert`` is false)."""
-    where = sa.and_(*(table.c[name] == value for name, value in key.items()))
-    changed = tx.execute(sa.update(table).where(where).values(**values))
-    if insert and changed.rowcount == 0:
-        tx.execute(sa.insert(table).values(**key, **values))
 
 
 def job_of(row: RowMapping) -> Job:

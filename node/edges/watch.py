@@ -14,6 +14,7 @@ from contextlib import suppress
 import redis
 
 from node import log
+from node.edges.arrivals import Arrivals
 from node.edges.ledger import Ledger
 from node.edges.orthanc import Orthanc
 from node.errors import OrthancUnavailable, Rejected
@@ -30,6 +31,7 @@ class Watch:
 
     def __init__(self, orthanc: Orthanc, ledger: Ledger, wake: Wake, *, quiet_s: float) -> None:
         self._orthanc, self._ledger, self._wake = orthanc, ledger, wake
+        self._arrivals = Arrivals(ledger.database)
         self._quiet_s = quiet_s
 
     def once(self) -> bool:
@@ -40,7 +42,7 @@ class Watch:
         except OrthancUnavailable:
             log.get().warning("Orthanc does not answer; trying again")
         self._sweep()
-        return bool(self._ledger.quiet_series(0))
+        return bool(self._arrivals.quiet_series(0))
 
     def run(self, stop: threading.Event, wait: Callable[[float], None], poll_s: float) -> None:
         """Repeat until ``stop``; ``wait(seconds)`` returns early on a nudge."""
@@ -49,7 +51,7 @@ class Watch:
             wait(min(poll_s, self._quiet_s / 10) if pending else poll_s)
 
     def _read_feed(self) -> None:
-        cursor = self._ledger.cursor(_FEED)
+        cursor = self._arrivals.cursor(_FEED)
         while True:
             page = self._orthanc.changes(cursor)
             if page.last < cursor:  # the index was made anew: everything in it is new to us
@@ -58,7 +60,7 @@ class Watch:
                 continue
             received = [one.resource_id for one in page.changes if one.kind == "NewInstance"]
             if page.last != cursor:
-                self._ledger.record_arrivals(_FEED, page.last, self._series_of(received))
+                self._arrivals.record(_FEED, page.last, self._series_of(received))
             cursor = page.last
             if page.done:
                 return
@@ -71,7 +73,7 @@ class Watch:
         return found
 
     def _open_quiet(self) -> None:
-        for series_id in self._ledger.quiet_series(self._quiet_s):
+        for series_id in self._arrivals.quiet_series(self._quiet_s):
             study_id = ""
             instance_ids: tuple[str, ...] = ()
             with suppress(Rejected):  # deleted by a person since: no instances, no job

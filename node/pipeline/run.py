@@ -146,8 +146,8 @@ def _record(ledger: Leases, job: Job, outcome: Outcome) -> list[Job]:
             return ledger.fork(job, wishes)
         case HandedOver():
             return []
-        case NotYet(reason, facts):
-            if job.attempt >= BY_NAME[job.step].max_attempts:
+        case NotYet(reason, facts, delay_s):
+            if delay_s is None and job.attempt >= BY_NAME[job.step].max_attempts:
                 record_failure(ledger, job, reason)
                 return []
             ledger.wait(
@@ -155,8 +155,9 @@ def _record(ledger: Leases, job: Job, outcome: Outcome) -> list[Job]:
                 cause=str(reason),
                 remedy=reason.remedy,
                 error=type(reason).__name__,
-                delay_s=back_off_s(job.attempt),
+                delay_s=back_off_s(job.attempt) if delay_s is None else delay_s,
                 facts=facts,
+                counts=delay_s is None,
             )
             return []
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from node.edges.arrivals import Arrivals
 from node.edges.ledger import Ledger
 from node.errors import (
     DeliveryRefused,
@@ -23,6 +24,7 @@ from node.jobs import (
     Event,
     Explained,
     Job,
+    NotYet,
     Reason,
     State,
     StepName,
@@ -30,7 +32,7 @@ from node.jobs import (
     unsuitable,
 )
 from node.pipeline import STEPS
-from node.pipeline.run import record_failure
+from node.pipeline.run import record_failure, run_step
 
 ATTEMPTS = {step.name: step.max_attempts for step in STEPS}
 LUNGS = Wish("chest", "v1", "ct_lungs", "digest-1", ("sender",))
@@ -53,8 +55,10 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, clock: Clock) -> Ledger:
-    return Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", clock=clock)
+def ledger(database_url: str, clock: Clock) -> Iterator[Ledger]:
+    made = Ledger(database_url, clock=clock)
+    yield made
+    made.database.close()
 
 
 def opened(ledger: Ledger, *instances: str) -> Job:
@@ -73,14 +77,15 @@ def test_a_series_becomes_quiet_after_the_quiet_time_and_not_before(
     ledger: Ledger, clock: Clock
 ) -> None:
     """An arrival restarts the timer; the cursor moves with it."""
-    ledger.record_arrivals("feed", 7, ["series"])
+    arrivals = Arrivals(ledger.database)
+    arrivals.record("feed", 7, ["series"])
     clock.now += 5
-    ledger.record_arrivals("feed", 9, ["series"])
+    arrivals.record("feed", 9, ["series"])
     clock.now += 9
-    assert ledger.quiet_series(10) == []
+    assert arrivals.quiet_series(10) == []
     clock.now += 1
-    assert ledger.quiet_series(10) == ["series"]
-    assert ledger.cursor("feed") == 9
+    assert arrivals.quiet_series(10) == ["series"]
+    assert arrivals.cursor("feed") == 9
 
 
 def test_the_same_instances_make_one_job(ledger: Ledger) -> None:
@@ -173,6 +178,37 @@ def test_a_job_that_waits_has_a_time_and_is_not_claimed_before(
     assert ledger.claim(job.id, job.step, 30) is None
     clock.now += 1
     assert ledger.claim(job.id, job.step, 30) is not None
+
+
+def test_waiting_for_what_may_take_days_uses_up_no_attempts(ledger: Ledger, clock: Clock) -> None:
+    """A step that says itself when to go on is tried more often than its attempts, at its time."""
+    job = opened(ledger)
+    pending = NotYet(PacsUnavailable("no report yet"), {"asked": 1}, delay_s=3600)
+    for _ in range(ATTEMPTS[job.step] + 2):
+        run_step(job.id, job.step, ledger=ledger, steps={job.step: lambda _: pending}, wake=print)
+        waiting = ledger.job(job.id)
+        assert waiting is not None
+        assert (waiting.state, waiting.attempt) == (State.WAITING, 0)
+        assert waiting.next_try_at == clock.now + 3600
+        clock.now += 3600
+    assert waiting.facts == {"asked": 1}
+
+
+def test_what_a_step_noted_outlives_its_failure_and_its_worker(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """The next try begins where the last one got to; who lost the lease notes nothing."""
+    job = claimed(ledger, opened(ledger))
+    assert ledger.note(job, {"sent": 1})
+    record_failure(ledger, job, PacsUnavailable("PACS does not answer"))
+    assert not ledger.note(job, {"sent": 2})
+    clock.now += 1
+    again = claimed(ledger, job)
+    assert again.facts == {"sent": 1}
+    assert ledger.note(again, {"sent": 3})
+    clock.now += 31
+    ledger.release_lost_leases(ATTEMPTS)
+    assert claimed(ledger, job).facts == {"sent": 3}
 
 
 def test_a_person_retries_what_stopped_and_cannot_retry_what_is_confirmed(ledger: Ledger) -> None:

@@ -1,0 +1,63 @@
+"""What the ledger tells: jobs, their tries, and how many there are of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+
+from node.edges.database import Database
+from node.edges.ledger_moves import read_job
+from node.edges.ledger_tables import ATTEMPTS, JOBS, job_of
+from node.errors import NotPossible
+from node.jobs import Attempt, Job, State, StepName
+
+
+class Lookups:
+    """The questions that change nothing."""
+
+    database: Database
+
+    def job(self, job_id: str) -> Job | None:
+        """One job, or None."""
+        with self.database.transaction() as tx:
+            return read_job(tx, job_id)
+
+    def find(self, beginning: str) -> Job:
+        """The one job whose id begins like this.
+
+        Raises
+        ------
+        NotPossible
+            No job does, or several do.
+        """
+        query = sa.select(JOBS).where(JOBS.c.id.startswith(beginning, autoescape=True)).limit(2)
+        with self.database.transaction() as tx:
+            found = [job_of(row._mapping) for row in tx.execute(query)]
+        if len(found) != 1:
+            how_many = "more than one job" if found else "no job"
+            raise NotPossible(f"There is {how_many} whose id begins with {beginning}.")
+        return found[0]
+
+    def jobs(self, limit: int = 200, study_id: str | None = None) -> list[Job]:
+        """The newest jobs first, of one study if asked."""
+        query = sa.select(JOBS).order_by(JOBS.c.created_at.desc(), JOBS.c.id).limit(limit)
+        if study_id is not None:
+            query = query.where(JOBS.c.study_id == study_id)
+        with self.database.transaction() as tx:
+            return [job_of(row._mapping) for row in tx.execute(query)]
+
+    def counts(self) -> Mapping[State, int]:
+        """How many jobs are in each state."""
+        query = sa.select(JOBS.c.state, sa.func.count()).group_by(JOBS.c.state)
+        with self.database.transaction() as tx:
+            return {State(state): count for state, count in tx.execute(query)}
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        """Every try of every step of a job, oldest first."""
+        query = sa.select(ATTEMPTS).where(ATTEMPTS.c.job_id == job_id).order_by(ATTEMPTS.c.id)
+        with self.database.transaction() as tx:
+            return [
+                Attempt(StepName(r.step), r.attempt, r.started_at, r.ended_at, r.outcome)
+                for r in tx.execute(query)
+            ]
