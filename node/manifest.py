@@ -188,10 +188,13 @@ class Inference(_Frozen):
 
 
 class Results(_Frozen):
-    """What the result series is called at the hospital."""
+    """What the result series are called at the hospital, and what is made."""
 
-    series_number: Annotated[int, Field(ge=1)]
-    series_description: ShortText
+    series_number: Annotated[int, Field(ge=1, le=9_990)]
+    """Of the Segmentation; other kinds have the next nine, and the source's own SeriesNumber stands
+    before it: 9000 becomes 39000 for series 3."""
+    series_description: Annotated[ShortText, Field(max_length=30)]
+    """What was found; the model's name is put before it, the kind and the source's number after."""
 
 
 class Weights(_Frozen):
