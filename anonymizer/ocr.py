@@ -93,7 +93,7 @@ def _read(image: Image.Image, scale: int, number: int, least_confidence: float) 
             capture_output=True,
             check=True,
             timeout=_TIMEOUT_S,
-            env={**os.environ, "OMP_THREAD_LIMIT": "1"},
+            env=_environment(),
         )
     except (subprocess.SubprocessError, OSError):
         raise Unreadable("tesseract could not read the picture") from None
@@ -101,6 +101,14 @@ def _read(image: Image.Image, scale: int, number: int, least_confidence: float) 
         return _words(done.stdout.decode("utf-8"), scale, number, least_confidence)
     except (ValueError, KeyError, TypeError):
         raise Unreadable("tesseract answered with something other than its table") from None
+
+
+def _environment() -> dict[str, str]:
+    """What tesseract needs of ours; the keys may stand beside it."""
+    needed = ("PATH", "LANG", "TESSDATA_PREFIX")
+    return {name: os.environ[name] for name in needed if name in os.environ} | {
+        "OMP_THREAD_LIMIT": "1"
+    }
 
 
 def _words(answer: str, scale: int, number: int, least_confidence: float) -> list[Word]:

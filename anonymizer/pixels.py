@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from pydicom._uid_dict import UID_dictionary
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
@@ -71,7 +71,7 @@ def burned_in_risk(ds: Dataset) -> str | None:
     if _term(ds, "RecognizableVisualFeatures") == "YES":
         return "Recognizable Visual Features (0028,0302) is YES"
     if is_drawn(sop_class_uid):
-        return f"{UID(sop_class_uid).name} holds screens, documents or photographs"
+        return f"{_sop_class(sop_class_uid)} holds screens, documents or photographs"
     if sop_class_uid in SEGMENTATIONS | WITHOUT_PIXELS:
         return None
     if _term(ds, "ConversionType"):
@@ -96,7 +96,7 @@ def beyond_blanking(ds: Dataset) -> str | None:
     if _term(ds, "RecognizableVisualFeatures") == "YES":
         return "Recognizable Visual Features (0028,0302) is YES, and blanking text leaves a face"
     if is_drawn(sop_class_uid) and (why := DRAWN_SOP_CLASSES[_drawn_prefix(sop_class_uid)]):
-        return f"{UID(sop_class_uid).name} {why}"
+        return f"{_sop_class(sop_class_uid)} {why}"
     if _has_overlay_in_pixels(ds):
         return "an overlay (60xx,0102) is stored in unused bits of the pixel data"
     if _image_type_has(ds, TEXT_PAGE_TYPES):
@@ -121,6 +121,12 @@ def _reconstruction_risk(ds: Dataset) -> str | None:
 def is_drawn(sop_class_uid: str) -> bool:
     """Whether objects of this SOP Class are made of screens, documents, film or photographs."""
     return sop_class_uid not in WITHOUT_PIXELS and bool(_drawn_prefix(sop_class_uid))
+
+
+def _sop_class(uid: str) -> str:
+    """Its name in PS3.6; not the UID itself, behind which a sender may have put anything."""
+    known = UID_dictionary.get(uid)
+    return known[0] if known else "Such an object (a SOP Class that PS3.6 does not list)"
 
 
 def _drawn_prefix(sop_class_uid: str) -> str:

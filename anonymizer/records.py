@@ -7,14 +7,15 @@ import fcntl
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from anonymizer.errors import VaultError
 
+_Made = TypeVar("_Made")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -34,7 +35,7 @@ class RecordStore(Protocol):
         """Names of all studies, in order."""
 
     def delete(self, study: str, name: str) -> None:
-        """Remove one record, if it is there."""
+        """Remove one record, if it is there, and with the last one the study."""
 
     def clear(self, study: str, keep: str) -> None:
         """Remove every record of a study but ``keep``, and what an interrupted write left."""
@@ -62,9 +63,10 @@ class FolderRecords:
     def write(self, study: str, name: str, data: bytes) -> None:
         """Write beside it, flush to the disk, then rename: never half a record."""
         file = self._file(study, name)
-        self._make_folder(file.parent)
         # mkstemp makes the file 0600; its name begins with a dot, so it is not listed.
-        descriptor, temporary = tempfile.mkstemp(prefix=".", dir=file.parent)
+        descriptor, temporary = self._within(
+            file.parent, lambda: tempfile.mkstemp(prefix=".", dir=file.parent)
+        )
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(data)
@@ -85,8 +87,15 @@ class FolderRecords:
         return _listed(self.path)
 
     def delete(self, study: str, name: str) -> None:
-        """Overwrite with zeros, then unlink."""
-        _erase(self._file(study, name))
+        """Overwrite with zeros, then unlink; an empty folder goes too.
+
+        Its name and time would say that something of the patient was destroyed, and when.
+        """
+        file = self._file(study, name)
+        _erase(file)
+        with contextlib.suppress(OSError):  # not empty, or gone already
+            file.parent.rmdir()
+            _flush_folder(self.path)
 
     def clear(self, study: str, keep: str) -> None:
         """Overwrite and unlink every file but ``keep`` and the lock."""
@@ -100,8 +109,8 @@ class FolderRecords:
     def lock(self, study: str) -> Iterator[None]:
         """``flock`` on a file of the study's folder."""
         folder = self.path / checked_name(study)
-        self._make_folder(folder)
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        descriptor = self._within(folder, lambda: os.open(folder / _LOCK, flags, 0o600))
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -111,14 +120,23 @@ class FolderRecords:
     def _file(self, study: str, name: str) -> Path:
         return self.path / checked_name(study) / checked_name(name)
 
-    def _make_folder(self, folder: Path) -> None:
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-            _flush_folder(self.path)
+    def _within(self, folder: Path, make: Callable[[], _Made]) -> _Made:
+        """Make something in ``folder``, and the folder before it.
+
+        Again if it was removed meanwhile, being empty, by who deleted its last record.
+        """
+        for _ in range(_MOST_TRIES):
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+                _flush_folder(self.path)
+            with contextlib.suppress(FileNotFoundError):
+                return make()
+        raise VaultError("A folder of the vault disappears as often as it is made")
 
 
 _LOCK = ".lock"
+_MOST_TRIES = 100
 
 
 def checked_name(name: str) -> str:

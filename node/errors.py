@@ -15,10 +15,12 @@
     │   └── ProgramFailed             somebody else's program failed, or its labels cannot be used
     ├── Quarantined     it may not leave the node: hold for a person
     │   └── IdentityUnsafe            an identifier would leak, or a reference does not resolve
+    ├── Incomplete      something is missing and has not come: hold until it does
     ├── NotPossible     a person asked for what a job's state does not allow: nothing changes
     └── Unavailable     try again later
         ├── OrthancUnavailable
         ├── PacsUnavailable
+        ├── NotAllArrived             something of the series is missing and may still come
         ├── NotYetProven              delivered, and the destination has not confirmed it yet
         ├── ProgramInterrupted        somebody else's program was ended, or asks to be run later
         └── OutOfSpace
@@ -112,6 +114,15 @@ class IdentityUnsafe(Quarantined):
     """An identifier would leak, or a reference does not resolve in the original study."""
 
 
+class Incomplete(NodeError):
+    """Something of the series is missing, was waited for, and has not come."""
+
+    default_remedy = (
+        "Send the missing instances: the job starts anew. Or retry the job: it then takes the "
+        "series as it is."
+    )
+
+
 class NotPossible(NodeError):
     """A person asked for something that a job's state does not allow; nothing was changed."""
 
@@ -130,6 +141,12 @@ class OrthancUnavailable(Unavailable):
 
 class PacsUnavailable(Unavailable):
     """The destination did not answer, or asked to be tried again later."""
+
+
+class NotAllArrived(Unavailable):
+    """Something of the series is missing, and may still come."""
+
+    default_remedy = "The node waits and asks the source; send the rest if it was forgotten."
 
 
 class NotYetProven(Unavailable):

@@ -43,6 +43,7 @@ class State(StrEnum):
     WAITING = "waiting"  #: something outside did not answer; the next try has a time
     CONFIRMED = "confirmed"  #: every destination has proven that it holds the result
     REJECTED = "rejected"  #: can never succeed as it is; kept, with cause and remedy
+    INCOMPLETE = "incomplete"  #: something is missing and has not come; a person may go on without
     QUARANTINED = "quarantined"  #: may not leave the node; a person decides
     FAILED = "failed"  #: attempts used up, or a fault of ours; a person may retry
     CANCELED = "canceled"  #: a person stopped it
@@ -60,6 +61,7 @@ class Event(StrEnum):
     UNAVAILABLE = "unavailable"
     ATTEMPTS_USED_UP = "attempts used up"
     REJECT = "reject"
+    INCOMPLETE = "incomplete"
     QUARANTINE = "quarantine"
     FAULT = "fault"
     LEASE_RAN_OUT = "lease ran out"
@@ -69,7 +71,7 @@ class Event(StrEnum):
 
 
 _OPEN = (State.QUEUED, State.RUNNING, State.WAITING)
-_HELD = (State.REJECTED, State.QUARANTINED, State.FAILED, State.CANCELED)
+_HELD = (State.REJECTED, State.INCOMPLETE, State.QUARANTINED, State.FAILED, State.CANCELED)
 
 #: (state, event) → state. What is not here cannot happen.
 TRANSITIONS: Mapping[tuple[State, Event], State] = {
@@ -82,19 +84,21 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (State.RUNNING, Event.UNAVAILABLE): State.WAITING,
     (State.RUNNING, Event.ATTEMPTS_USED_UP): State.FAILED,
     (State.RUNNING, Event.REJECT): State.REJECTED,
+    (State.RUNNING, Event.INCOMPLETE): State.INCOMPLETE,
     (State.RUNNING, Event.QUARANTINE): State.QUARANTINED,
     (State.RUNNING, Event.FAULT): State.FAILED,
     (State.RUNNING, Event.LEASE_RAN_OUT): State.QUEUED,
     **{(state, Event.RETRY): State.QUEUED for state in (*_HELD, State.WAITING)},
-    **{(state, Event.CANCEL): State.CANCELED for state in (*_OPEN, *_HELD[:3])},
+    **{(state, Event.CANCEL): State.CANCELED for state in (*_OPEN, *_HELD[:-1])},
     **{(state, Event.SUPERSEDE): State.SUPERSEDED for state in (*_OPEN, *_HELD)},
 }
 
-#: PS3.4 CC.1.1-2. A quarantined job is in progress: a person still has to act on it.
+#: PS3.4 CC.1.1-2. A job that is held is in progress: something or a person still has to come.
 UPS_STATES: Mapping[State, str] = {
     State.QUEUED: "SCHEDULED",
     State.RUNNING: "IN PROGRESS",
     State.WAITING: "IN PROGRESS",
+    State.INCOMPLETE: "IN PROGRESS",
     State.QUARANTINED: "IN PROGRESS",
     State.CONFIRMED: "COMPLETED",
     State.REJECTED: "CANCELED",

@@ -88,6 +88,31 @@ class Pacs(Protocol):
         """SOP Instance UIDs that the destination says it holds of that series."""
 
 
+class Source(Protocol):
+    """Where a series came from: a PACS that may hold more of it than has arrived.
+
+    Each raises PacsUnavailable or DeliveryRefused where it does not answer or does not do it.
+    """
+
+    @property
+    def name(self) -> str:
+        """The peer's name in the settings."""
+
+    def count_instances(self, study_instance_uid: str, series_instance_uid: str) -> int | None:
+        """How many it holds; None when it does not count, 0 when it has none of the series."""
+
+    def find_instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
+        """SOP Instance UIDs that it holds."""
+
+    def send(
+        self, study_instance_uid: str, series_instance_uid: str, sop_instance_uids: Sequence[str]
+    ) -> int:
+        """Have it send these, or the whole series where none are named; how many it sent.
+
+        They arrive like anything else, and are no part of the running job.
+        """
+
+
 @dataclass(frozen=True)
 class CommitmentReport:
     """What is known of one storage commitment transaction (PS3.4 Annex J)."""

@@ -104,7 +104,9 @@ def _programs(hospital: Hospital) -> list[Program]:
         Program("compute", [*segnode, "compute"], _compute_environment(hospital), 30, alone=True),
     ]
     if settings.broker.url is None:
-        programs.append(Program("redis", ["redis-server", _redis_file(hospital)], {}, priority=10))
+        path = {"PATH": os.environ.get("PATH", os.defpath)}  # and no key of ours
+        command = ["redis-server", _redis_file(hospital)]
+        programs.append(Program("redis", command, path, priority=10, alone=True))
     if settings.orthanc.url is None:
         programs.append(_orthanc_program(hospital))
     return programs

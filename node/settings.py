@@ -94,7 +94,15 @@ class Receive(_Section):
     """When a series counts as complete."""
 
     quiet_s: Annotated[float, Field(ge=0.2)] = 10.0
+    max_quiet_s: Annotated[float, Field(ge=0.2)] = 120.0
+    patience_s: Annotated[float, Field(ge=0)] = 60.0
     poll_s: Annotated[float, Field(ge=0.05)] = 1.0
+
+    @model_validator(mode="after")
+    def _limits_are_in_order(self) -> Receive:
+        if self.max_quiet_s < self.quiet_s:
+            raise ValueError("max_quiet_s: is less than quiet_s")
+        return self
 
 
 class Deidentify(_Section):
@@ -121,6 +129,8 @@ class _Peer(_Section):
     name: Name
     results: Annotated[tuple[ResultKind, ...], Field(min_length=1)] = (ResultKind.SEG,)
     capture_every: Annotated[int, Field(ge=1)] = 1  # of the slices with a segment, every nth
+    # AE titles of senders whose series it can be asked for; "*": anybody's
+    holds_series_of: tuple[AeTitle, ...] = ()
 
     @model_validator(mode="after")
     def _results_hold_what_they_refer_to(self) -> _Peer:
@@ -138,6 +148,13 @@ class DicomPeer(_Peer):
     port: Port
     may_send: bool = True
     storage_commitment: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_what_it_sends(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("may_send", True) and "ae_title" in given:
+            return {"holds_series_of": (given["ae_title"],), **given}
+        return given
 
 
 class DicomWebPeer(_Peer):

@@ -26,6 +26,7 @@ _COLOURS: Mapping[State, str] = {
     State.WAITING: "yellow",
     State.CONFIRMED: "green",
     State.REJECTED: "red",
+    State.INCOMPLETE: "magenta",
     State.QUARANTINED: "magenta",
     State.FAILED: "red",
     State.CANCELED: "dim",
@@ -112,6 +113,10 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
     ):  # fmt: skip
         if value:
             facts.add_row(name, str(value))
+    if completeness := one.facts.get("completeness"):
+        facts.add_row("series", completeness["says"])
+    if asked := one.facts.get("asked_source"):
+        facts.add_row("source", asked)
     for reason in one.facts.get("left_out", ()):
         facts.add_row("left out", reason)
     for name, kinds in one.facts.get("deliveries", {}).items():

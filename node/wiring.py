@@ -11,15 +11,22 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from node.edges import secret_files
 from node.edges.artifacts import FolderArtifacts
 from node.edges.celery_app import HOSPITAL_QUEUES, celery_app
-from node.jobs import Done, Job, StepName
+from node.jobs import Job, StepName
 from node.packages import find_models
-from node.settings import BadSettings, ComputeSettings, Deidentify, DicomPeer, Settings
+from node.settings import (
+    BadSettings,
+    ComputeSettings,
+    Deidentify,
+    DicomPeer,
+    DicomWebPeer,
+    Settings,
+)
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -27,7 +34,7 @@ if TYPE_CHECKING:
     from anonymizer.keys import NumberedKeys, PseudonymKeys
     from anonymizer.profile import Policy
     from anonymizer.vault import Vault
-    from node.edges.dicomweb import DicomWebDestination
+    from node.edges.dicomweb import DicomWebPacs
     from node.edges.ledger import Ledger
     from node.edges.orthanc import Orthanc
     from node.edges.pacs import DicomPacs
@@ -35,7 +42,7 @@ if TYPE_CHECKING:
     from node.manifest import ModelManifest
     from node.pipeline.outbound import Profile
     from node.pipeline.run import StepFunction
-    from node.ports import Pacs
+    from node.ports import Pacs, Source
 
 #: Orthanc's user for the node itself and for the person at the console.
 ORTHANC_USER = "segnode"
@@ -162,10 +169,7 @@ class Hospital:
         """Name → destination, of every peer."""
         made: dict[str, Pacs] = {peer.name: self.dicom(peer) for peer in self.settings.dicom_peers}
         if self.settings.dicomweb_peers:
-            from node.edges.dicomweb import DicomWebPacs
-
-            made |= {peer.name: DicomWebPacs(self._dicomweb(peer.name))
-                     for peer in self.settings.dicomweb_peers}  # fmt: skip
+            made |= {peer.name: self.dicomweb(peer) for peer in self.settings.dicomweb_peers}
         return made
 
     @property
@@ -181,6 +185,19 @@ class Hospital:
     def senders(self) -> Mapping[str, str]:
         """AE title → name, of every DICOM peer."""
         return {peer.ae_title: peer.name for peer in self.settings.dicom_peers}
+
+    def source_of(self, sender: str) -> Source | None:
+        """Who can be asked for what this sender sends: the first peer that says so."""
+        peers = self.settings.peers
+        named = [peer for peer in peers if sender and sender in peer.holds_series_of]
+        anybody = [peer for peer in peers if "*" in peer.holds_series_of]
+        for peer in (*named, *anybody):
+            from node.edges.source import DicomSource, DicomWebSource
+
+            if isinstance(peer, DicomPeer):
+                return DicomSource(peer.name, self.dicom(peer), self.settings.dicom.ae_title)
+            return DicomWebSource(peer.name, self.dicomweb(peer), self.orthanc.store)
+        return None
 
     @property
     def broker_url(self) -> str:
@@ -222,20 +239,25 @@ class Hospital:
         from node.pipeline.deidentify import deidentify
         from node.pipeline.deliver import deliver
         from node.pipeline.encode import encode
-        from node.pipeline.receive import receive
+        from node.pipeline.receive import Patience, receive
         from node.pipeline.reidentify import original_study_instance_uid, reidentify
-        from node.pipeline.route import route
+        from node.pipeline.route import need_of, route
 
         settings = self.settings
+        rules: dict[str, Any] = {
+            "rules": settings.rules,
+            "match_all": settings.routing.match == "all",
+            "models": self.models,
+        }
         return {
-            StepName.RECEIVE: partial(receive, instances=self.orthanc),
-            StepName.ROUTE: partial(
-                route,
+            StepName.RECEIVE: partial(
+                receive,
                 instances=self.orthanc,
-                rules=settings.rules,
-                match_all=settings.routing.match == "all",
-                models=self.models,
+                source_of=self.source_of,
+                need=partial(need_of, **rules),
+                patience=Patience(settings.receive.patience_s),
             ),
+            StepName.ROUTE: partial(route, instances=self.orthanc, **rules),
             StepName.DEIDENTIFY: partial(
                 deidentify,
                 instances=self.orthanc,
@@ -293,16 +315,18 @@ class Hospital:
             )
         )
 
-    def _dicomweb(self, name: str) -> DicomWebDestination:
-        from node.edges.dicomweb import DicomWebDestination
+    def dicomweb(self, peer: DicomWebPeer) -> DicomWebPacs:
+        """The client of one DICOMweb peer."""
+        from node.edges.dicomweb import DicomWebDestination, DicomWebPacs
 
-        peer = next(peer for peer in self.settings.dicomweb_peers if peer.name == name)
-        return DicomWebDestination(
-            name=peer.name,
-            url=peer.url,
-            username=peer.username,
-            password_file=peer.password_file,
-            certificate_authority=peer.certificate_authority,
+        return DicomWebPacs(
+            DicomWebDestination(
+                name=peer.name,
+                url=peer.url,
+                username=peer.username,
+                password_file=peer.password_file,
+                certificate_authority=peer.certificate_authority,
+            )
         )
 
     # -- processes ---------------------------------------------------------------------------
@@ -317,9 +341,8 @@ class Hospital:
 
     def run_console(self) -> None:
         """The console's HTTP interface."""
-        import uvicorn
-
         from node.edges.console import console_app
+        from node.edges.serving import serve
 
         app = console_app(
             self.ledger,
@@ -331,9 +354,7 @@ class Hospital:
             destinations=("sender", *self.destinations),
         )
         console = self.settings.console
-        uvicorn.run(
-            app, host=console.host, port=console.port, log_level="warning", access_log=False
-        )
+        serve(app, console.host, console.port)
 
     def run_worker(self) -> None:
         """The hospital workers."""
@@ -373,11 +394,10 @@ def run_compute(settings: ComputeSettings) -> None:
     models.prepare()  # a job that comes before it is done makes its own export
     decoders = Decoders(processes=decoding_processes(settings.threads))
 
-    def run(folder: str, model: str, digest: str, report: Callable[[float], None]) -> Done:
+    def run(folder: str, model: str, digest: str, report: Callable[[float], None]) -> None:
         # A message that was sent twice finds the label map of the first.
         if f"{folder}/label_map.npz" not in artifacts.names(f"{folder}/"):
             infer(artifacts, folder, models.loaded(model, digest), report, decoders)
-        return Done()
 
     app = celery_app("segnode-compute", settings.broker_url)
     register_compute_task(app, run)

@@ -30,7 +30,7 @@ from node.edges.ledger import Ledger
 from tests.orthanc_server import REPOSITORY, OrthancServer, free_port
 
 DEMO_CT = sorted((REPOSITORY / "deploy" / "demo" / "ct").glob("*.dcm"))
-ENDED = {"confirmed", "rejected", "quarantined", "failed", "canceled", "superseded"}
+ENDED = {"confirmed", "rejected", "incomplete", "quarantined", "failed", "canceled", "superseded"}
 #: Enough slices for ct_lungs, few enough to be quick: 24 from the middle of the lungs.
 SOME_SLICES = slice(35, 59)
 
@@ -128,6 +128,7 @@ class RunningNode:
             port = {ports["console"]}
             [receive]
             quiet_s = {quiet_s}
+            patience_s = 2.0
             [[dicom_peers]]
             name = "hospital"
             ae_title = "HOSPITAL"

@@ -14,13 +14,12 @@ from kombu.exceptions import OperationalError
 from node import log
 from node.edges.celery_app import INFER, INFER_ALIVE, INFER_DONE, INFER_FAILED
 from node.errors import NodeError
-from node.jobs import Done
 
 _HEARTBEAT_S = 5.0
 
 
 def register_compute_task(
-    app: Celery, infer: Callable[[str, str, str, Callable[[float], None]], Done]
+    app: Celery, infer: Callable[[str, str, str, Callable[[float], None]], None]
 ) -> None:
     """The one task of the compute zone.
 
@@ -35,7 +34,7 @@ def register_compute_task(
         logger = log.get().bind(job_id=job_id, attempt=attempt, step="infer", model=model)
         try:
             with _Heartbeat(app, job_id, attempt) as heartbeat:
-                done = infer(job_id, model, model_digest, heartbeat.report)
+                infer(job_id, model, model_digest, heartbeat.report)
         except NodeError as error:
             logger.warning("step stopped", error=type(error).__name__)
             _tell(
@@ -52,7 +51,7 @@ def register_compute_task(
             _tell(app, INFER_FAILED, job_id, attempt, *told)
         else:
             logger.info("step done")
-            _tell(app, INFER_DONE, job_id, dict(done.facts))
+            _tell(app, INFER_DONE, job_id)
 
 
 class _Heartbeat:

@@ -14,7 +14,7 @@ from node.pipeline.pixel_review import Review
 
 #: How a person sorts jobs: what waits for something or someone, what goes on, what is over.
 GROUPS = ("stuck", "running", "done")
-_STUCK = (State.WAITING, State.REJECTED, State.QUARANTINED, State.FAILED)
+_STUCK = (State.WAITING, State.REJECTED, State.INCOMPLETE, State.QUARANTINED, State.FAILED)
 _RUNNING = (State.QUEUED, State.RUNNING)
 
 #: What a person may do to a job.
@@ -25,6 +25,8 @@ _SHOWN_FACTS = (
     "instances",
     "sender",
     "received_over",
+    "completeness",
+    "asked_source",
     "accepted",
     "deliveries",
     "fallback",

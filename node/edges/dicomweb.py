@@ -1,4 +1,4 @@
-"""A PACS reached by DICOMweb: STOW-RS to store, QIDO-RS to ask.
+"""A PACS reached by DICOMweb: STOW-RS to store, QIDO-RS to ask, WADO-RS to fetch.
 
 No message names an instance, a study or a series by its UID, and no error of the HTTP library is
 passed on: its text may hold a URL, and the URLs of DICOMweb hold UIDs.
@@ -31,6 +31,9 @@ _WARNING_REASON = "00081196"
 _FAILURE_REASON = "00081197"
 _FAILED_SOP_SEQUENCE = "00081198"
 _REFERENCED_SOP_SEQUENCE = "00081199"
+
+_SERIES_INSTANCE_UID = "0020000E"
+_NUMBER_OF_SERIES_RELATED_INSTANCES = "00201209"
 
 _PROCESSING_FAILURE = 0x0110
 #: What a server may answer while it is busy, restarting, or behind a proxy that is; and 5xx.
@@ -108,6 +111,37 @@ class DicomWebPacs:
         matches = self._get(path, {"includefield": _SOP_INSTANCE_UID})
         uids = (_first(match, _SOP_INSTANCE_UID) for match in matches)
         return frozenset(str(uid) for uid in uids if uid)
+
+    def count_instances(self, study_instance_uid: str, series_instance_uid: str) -> int | None:
+        """How many instances of the series the service says it holds; None when it does not count.
+
+        0 when it does not hold the series.
+        """
+        wanted = {
+            _SERIES_INSTANCE_UID: series_instance_uid,
+            "includefield": _NUMBER_OF_SERIES_RELATED_INSTANCES,
+        }
+        matches = self._get(f"/studies/{study_instance_uid}/series", wanted)
+        held = [one for one in matches if _first(one, _SERIES_INSTANCE_UID) == series_instance_uid]
+        if not held:
+            return 0
+        count = _first(held[0], _NUMBER_OF_SERIES_RELATED_INSTANCES)
+        return None if count is None else int(count)
+
+    def instance(
+        self, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str
+    ) -> bytes:
+        """One instance as a Part 10 stream, in the syntax it is kept in (PS3.18 2026b 10.4)."""
+        path = (
+            f"/studies/{study_instance_uid}/series/{series_instance_uid}"
+            f"/instances/{sop_instance_uid}"
+        )
+        accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+        with self._client() as client:
+            response = client.get(path, headers={"Accept": accept})
+        if response.status_code != 200:
+            raise self._not_ok(response, "WADO-RS")
+        return _only_part(response)
 
     def _status(self, uid: str, outcomes: dict[str, int], number: int, total: int) -> StoreStatus:
         status = outcomes.get(uid, _PROCESSING_FAILURE)
@@ -210,6 +244,16 @@ def _multipart(instances: Sequence[bytes]) -> tuple[str, bytes]:
     parts.append(f"--{boundary}--\r\n".encode())
     content_type = f'multipart/related; type="application/dicom"; boundary={boundary}'
     return content_type, b"".join(parts)
+
+
+def _only_part(response: httpx.Response) -> bytes:
+    """The body of a multipart answer with one part (RFC 2046 5.1.1)."""
+    start = response.content.find(b"\r\n\r\n")
+    opening = response.content[:start].lstrip().partition(b"\r\n")[0]
+    end = response.content.rfind(b"\r\n" + opening)
+    if start < 0 or end < start or not opening.startswith(b"--"):
+        raise DeliveryRefused("The service did not answer WADO-RS with one instance")
+    return response.content[start + 4 : end]
 
 
 def _datasets(response: httpx.Response) -> list[_Json]:

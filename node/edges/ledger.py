@@ -257,9 +257,12 @@ class Ledger(Lookups):
         """Start the step at which a job stopped once more, with fresh attempts and more facts.
 
         What a destination accepted and then did not prove is sent again: a job that stopped in
-        ``confirm`` starts at ``deliver``. The objects keep their UIDs, so none is doubled.
+        ``confirm`` starts at ``deliver``. The objects keep their UIDs, so none is doubled. A series
+        that is held as incomplete is processed as it is.
         """
         job = self.find(job_id)
+        if job.state is State.INCOMPLETE:
+            facts = {**(facts or {}), "process_incomplete": True}
         unproven = job.step is StepName.CONFIRM and job.state is not State.WAITING
         again: dict[str, Any] = {"step": StepName.DELIVER} if unproven else {}
         sent = ("accepted", "transactions") if unproven else ()

@@ -1,4 +1,4 @@
-"""A PACS reached by DIMSE: C-ECHO, C-STORE and C-FIND as SCU.
+"""A PACS reached by DIMSE: C-ECHO, C-STORE, C-FIND and C-MOVE as SCU.
 
 Storage commitment is asked by Orthanc (``node.edges.orthanc``): a PACS answers it on an association
 of its own, to the AE title and port that it knows. Here we only find out whether it is offered.
@@ -30,6 +30,7 @@ from node.ports import StoreStatus
 
 VERIFICATION = UID("1.2.840.10008.1.1")
 STUDY_ROOT_FIND = UID("1.2.840.10008.5.1.4.1.2.2.1")
+STUDY_ROOT_MOVE = UID("1.2.840.10008.5.1.4.1.2.2.2")
 STORAGE_COMMITMENT = UID("1.2.840.10008.1.20.1")
 
 _SOP_CLASS_NOT_SUPPORTED = 0x0122
@@ -154,6 +155,45 @@ class DicomPacs:
         counts = [match.get(keyword) for match in matches]
         known = [int(count) for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
+
+    def move_instances(
+        self,
+        study_instance_uid: str,
+        series_instance_uid: str,
+        sop_instance_uids: Sequence[str],
+        destination_ae_title: str,
+    ) -> int:
+        """Have the PACS send instances to an AE title that it knows; how many it has sent.
+
+        Without ``sop_instance_uids``, the whole series.
+
+        Raises
+        ------
+        DeliveryRefused
+            The PACS offers no C-MOVE, or refuses this one: it may not know the AE title.
+
+        References
+        ----------
+        PS3.4 2026b C.4.2, C.6.2.2 (Study Root).
+        """
+        query = Dataset()
+        query.QueryRetrieveLevel = "IMAGE" if sop_instance_uids else "SERIES"
+        query.StudyInstanceUID = study_instance_uid
+        query.SeriesInstanceUID = series_instance_uid
+        if sop_instance_uids:
+            query.SOPInstanceUID = list(sop_instance_uids)
+        sent = 0
+        with self._association([build_context(STUDY_ROOT_MOVE)]) as association:
+            self._require(association, STUDY_ROOT_MOVE)
+            for answer, _ in association.send_c_move(query, destination_ae_title, STUDY_ROOT_MOVE):
+                if "Status" not in answer:
+                    raise self._unavailable("did not answer C-MOVE")
+                sent = int(answer.get("NumberOfCompletedSuboperations") or sent)
+                if answer.Status == 0xA801:
+                    raise self._refused("does not know the AE title to send to (0xA801)")
+                if answer.Status not in (0x0000, 0xB000, 0xFF00):
+                    raise self._refused(f"answered 0x{answer.Status:04X} to C-MOVE")
+        return sent
 
     def negotiate(
         self, sop_classes: Sequence[str], transfer_syntaxes: Sequence[str]

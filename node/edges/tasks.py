@@ -7,7 +7,6 @@ of a model, and how it went (``node.edges.compute`` is the other side).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -85,10 +84,11 @@ def register_hospital_tasks(
             ledger.extend(job, LEASE_S, max(progress, 0.001))
 
     @app.task(name=INFER_DONE)  # type: ignore[untyped-decorator]
-    def infer_done(job_id: str, facts: dict[str, Any]) -> None:
-        # Any attempt's result will do: the label map is the same, and it is there.
+    def infer_done(job_id: str) -> None:
+        # Any attempt's result will do: the label map is the same, and it is there. What is known of
+        # the job is the hospital's alone to state: where its results go, whose they are.
         job = running(job_id)
-        following = ledger.finish(job, facts) if job else None
+        following = ledger.finish(job, {}) if job else None
         if following:
             wake(following)
 

@@ -11,6 +11,7 @@ C.11.1 (Modality LUT).
 
 from __future__ import annotations
 
+import re
 import tempfile
 from typing import Any
 
@@ -21,6 +22,8 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, JPEGExtended12Bit
 
 from node.errors import DamagedInstance, UnsuitableInput, UnsupportedTransferSyntax
+
+_PLAIN_NUMBER = re.compile(r"[0-9]{1,4}")
 
 AIR_HU = -1024
 """What padding outside a CT's reconstruction circle becomes."""
@@ -91,10 +94,17 @@ def require_grey_scale(ds: Dataset) -> None:
         )
 
 
-def number_of(ds: Dataset) -> str:
-    """InstanceNumber for a message: a position in the series, not an identifier."""
-    value = ds.get("InstanceNumber")
-    return "without InstanceNumber" if value in (None, "") else str(value)
+def number_of(ds: Dataset, place: int | None = None) -> str:
+    """InstanceNumber for a message, if it can only be a position in the series.
+
+    Hospitals write order numbers into it, and a header may hold anything there: what is no plain
+    number of four digits at most is not repeated. ``place`` then says which instance it is, by its
+    place in the list at hand, from 1.
+    """
+    value = str(ds.get("InstanceNumber") or "")
+    if _PLAIN_NUMBER.fullmatch(value):
+        return value
+    return "without a plain InstanceNumber" if place is None else f"at place {place}"
 
 
 def stored_values(ds: Dataset) -> npt.NDArray[Any]:

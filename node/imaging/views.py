@@ -52,7 +52,7 @@ def choose_radiograph(contract: RadiographContract, instances: Sequence[Dataset]
             chosen = index
         else:
             reason = reason or "is a further frontal image; one image is segmented per series"
-            left_out.append(f"Instance {number_of(instances[index])} {reason}")
+            left_out.append(f"Instance {number_of(instances[index], index + 1)} {reason}")
     if chosen is None:
         raise UnsuitableInput(
             "; ".join(left_out) or "The series has no image", remedy=contract.wanted

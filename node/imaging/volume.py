@@ -113,7 +113,12 @@ def series_geometry(instances: Sequence[Dataset]) -> Geometry:
     row_cosines, column_cosines = _shared_orientation(instances)
     normal = np.cross(row_cosines, column_cosines)
 
-    positions = np.array([_numbers(ds, "ImagePositionPatient", 3) for ds in instances])
+    positions = np.array(
+        [
+            _numbers(ds, place, "ImagePositionPatient", 3)
+            for place, ds in enumerate(instances, start=1)
+        ]
+    )
     order = tuple(int(i) for i in np.argsort(positions @ normal, kind="stable"))
     ordered = [instances[i] for i in order]
     positions = positions[list(order)]
@@ -122,7 +127,7 @@ def series_geometry(instances: Sequence[Dataset]) -> Geometry:
     step = (positions[-1] - positions[0]) / (len(ordered) - 1)
     _require_stack_along_normal(ordered, positions, step, normal)
 
-    row_spacing, column_spacing = _numbers(instances[0], "PixelSpacing", 2)
+    row_spacing, column_spacing = _numbers(instances[0], 1, "PixelSpacing", 2)
     if row_spacing <= 0 or column_spacing <= 0:
         raise GeometryError("PixelSpacing (0028,0030) is not positive")
     affine = np.eye(4)
@@ -138,38 +143,40 @@ def series_geometry(instances: Sequence[Dataset]) -> Geometry:
 
 
 def _require_single_frames_of_one_size(instances: Sequence[Dataset]) -> None:
-    for ds in instances:
+    for place, ds in enumerate(instances, start=1):
         for keyword in (*AFFINE_KEYWORDS, "Rows", "Columns", "SOPInstanceUID"):
             if ds.get(keyword) in (None, ""):
                 raise GeometryError(
-                    f"Instance {number_of(ds)} has no {keyword}, so it has no place in the patient",
+                    f"Instance {number_of(ds, place)} has no {keyword}, so it has no place in the "
+                    "patient",
                     remedy="Send the original cross-sectional images, not screenshots or reports.",
                 )
         if int(ds.get("NumberOfFrames") or 1) != 1:
             raise GeometryError(
-                f"Instance {number_of(ds)} is multi-frame (NumberOfFrames); "
+                f"Instance {number_of(ds, place)} is multi-frame (NumberOfFrames); "
                 "only single-frame CT and MR are read",
                 remedy="Have the scanner or PACS export the series as single-frame instances.",
             )
     first = instances[0]
-    for ds in instances[1:]:
+    for place, ds in enumerate(instances[1:], start=2):
         for keyword in SAME_IN_ALL_KEYWORDS:
             if ds.get(keyword) != first.get(keyword):
                 raise GeometryError(
-                    f"{keyword} differs between instances {number_of(first)} and {number_of(ds)}",
+                    f"{keyword} differs between instances {number_of(first, 1)} and "
+                    f"{number_of(ds, place)}",
                     remedy="Send one reconstruction only; the series mixes several.",
                 )
 
 
 def _shared_orientation(instances: Sequence[Dataset]) -> tuple[FloatArray, FloatArray]:
     """Row and column direction cosines, orthonormal, common to all instances."""
-    first = _numbers(instances[0], "ImageOrientationPatient", 6)
-    for ds in instances[1:]:
-        cosines = _numbers(ds, "ImageOrientationPatient", 6)
+    first = _numbers(instances[0], 1, "ImageOrientationPatient", 6)
+    for place, ds in enumerate(instances[1:], start=2):
+        cosines = _numbers(ds, place, "ImageOrientationPatient", 6)
         if np.abs(cosines - first).max() > COSINE_TOLERANCE:
             raise GeometryError(
-                f"Instances {number_of(instances[0])} and {number_of(ds)} are not parallel "
-                "(ImageOrientationPatient differs)",
+                f"Instances {number_of(instances[0], 1)} and {number_of(ds, place)} are not "
+                "parallel (ImageOrientationPatient differs)",
                 remedy="Remove the localizer or reformat from the series and send it again.",
             )
     row, column = first[:3], first[3:]
@@ -187,7 +194,8 @@ def _shared_orientation(instances: Sequence[Dataset]) -> tuple[FloatArray, Float
 def _require_even_gaps(ordered: Sequence[Dataset], gaps: FloatArray) -> None:
     for index in np.flatnonzero(gaps < DUPLICATE_DISTANCE_MM).tolist():
         raise GeometryError(
-            f"Instances {number_of(ordered[index])} and {number_of(ordered[index + 1])} "
+            f"Instances {number_of(ordered[index], index + 1)} and "
+            f"{number_of(ordered[index + 1], index + 2)} "
             "lie at the same position (0 mm apart)",
             remedy="Send one reconstruction or phase only; the series holds several.",
         )
@@ -195,8 +203,9 @@ def _require_even_gaps(ordered: Sequence[Dataset], gaps: FloatArray) -> None:
     tolerance = max(SPACING_TOLERANCE * median, POSITION_TOLERANCE_MM)
     for index in np.flatnonzero(np.abs(gaps - median) > tolerance).tolist():
         raise GeometryError(
-            f"Slice gap {gaps[index]:.2f} mm between instances {number_of(ordered[index])} and "
-            f"{number_of(ordered[index + 1])}, expected {median:.2f} mm",
+            f"Slice gap {gaps[index]:.2f} mm between instances "
+            f"{number_of(ordered[index], index + 1)} and "
+            f"{number_of(ordered[index + 1], index + 2)}, expected {median:.2f} mm",
             remedy="Instances are missing or unevenly spaced: send the complete series again.",
         )
 
@@ -209,8 +218,9 @@ def _require_stack_along_normal(
     tilt_degrees = math.degrees(math.atan2(across, along))
     if tilt_degrees > TILT_TOLERANCE_DEGREES:
         raise GeometryError(
-            f"Gantry tilt of {tilt_degrees:.1f} degrees: from instance {number_of(ordered[0])} to "
-            f"{number_of(ordered[-1])} the slices shift {across:.2f} mm in-plane per slice",
+            f"Gantry tilt of {tilt_degrees:.1f} degrees: from instance {number_of(ordered[0], 1)} "
+            f"to {number_of(ordered[-1], len(ordered))} the slices shift {across:.2f} mm "
+            "in-plane per slice",
             remedy="Reformat the series without tilt at the scanner and send that.",
         )
     expected = positions[0] + np.arange(len(ordered))[:, None] * step
@@ -219,13 +229,13 @@ def _require_stack_along_normal(
     # Along the normal the gaps are already even; what is left here is a sideways jump.
     if shifts[worst] > max(IN_PLANE_TOLERANCE_MM, 0.1 * along):
         raise GeometryError(
-            f"Instance {number_of(ordered[worst])} lies {shifts[worst]:.2f} mm beside the line "
-            "of the other slices",
+            f"Instance {number_of(ordered[worst], worst + 1)} lies {shifts[worst]:.2f} mm beside "
+            "the line of the other slices",
             remedy="The series mixes several acquisitions: send one of them.",
         )
 
 
-def _numbers(ds: Dataset, keyword: str, count: int) -> FloatArray:
+def _numbers(ds: Dataset, place: int, keyword: str, count: int) -> FloatArray:
     """The attribute as float64, or a GeometryError that names it and never its value."""
     value: Any = ds.get(keyword)
     try:
@@ -234,7 +244,7 @@ def _numbers(ds: Dataset, keyword: str, count: int) -> FloatArray:
         numbers = np.empty(0)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
         raise GeometryError(
-            f"{keyword} of instance {number_of(ds)} is not {count} numbers",
+            f"{keyword} of instance {number_of(ds, place)} is not {count} numbers",
             remedy="The header is damaged: send the series again from its source.",
         )
     return numbers

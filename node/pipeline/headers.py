@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
 from node.errors import DamagedInstance
 from node.ports import Instances
+
+#: One header costs Orthanc two requests; it answers four at once as fast as one.
+_AT_ONCE = 4
 
 
 def read_header(data: bytes) -> Dataset:
@@ -30,4 +34,5 @@ def read_header(data: bytes) -> Dataset:
 
 def read_headers(instances: Instances, instance_ids: Sequence[str]) -> list[Dataset]:
     """The headers of several instances, in the order asked."""
-    return [read_header(instances.instance_header(one)) for one in instance_ids]
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="headers") as pool:
+        return [read_header(data) for data in pool.map(instances.instance_header, instance_ids)]

@@ -15,12 +15,13 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.multival import MultiValue
 
-from node.errors import NoMatchingModel
+from node.errors import GeometryError, NoMatchingModel, UnsuitableInput
 from node.imaging.suitability import require_suitable
 from node.imaging.views import choose_radiograph
 from node.imaging.volume import series_geometry
 from node.jobs import Job, Routed, Wish
-from node.manifest import ModelManifest, RadiographContract
+from node.manifest import InputContract, ModelManifest, RadiographContract
+from node.pipeline.completeness import Need
 from node.pipeline.headers import read_headers
 from node.ports import Instances
 from node.settings import Condition, Rule
@@ -57,19 +58,32 @@ def route(
         A rule matches, and its model cannot take the series.
     """
     headers = read_headers(instances, job.instance_ids)
-    if "wish" in job.facts:
-        wishes = [Wish(**{**job.facts["wish"], "destinations": tuple(job.destinations)})]
-    else:
-        wishes = [_wish(rule, models) for rule in matching_rules(headers, rules, match_all)]
+    wishes = _wishes(job, headers, rules, match_all, models)
     for wish in wishes:
-        if wish.explain:  # `infer` asks the same, when there is a way back to the hospital
-            continue
-        contract = models[wish.model].input
-        if isinstance(contract, RadiographContract):
-            choose_radiograph(contract, headers)
-        else:
-            require_suitable(contract, headers, series_geometry(headers))
+        if not wish.explain:  # `infer` asks the same, when there is a way back to the hospital
+            _require_suitable(models[wish.model].input, headers)
     return Routed(tuple(wishes))
+
+
+def need_of(
+    job: Job,
+    headers: Sequence[Dataset],
+    *,
+    rules: Sequence[Rule],
+    match_all: bool,
+    models: Mapping[str, ModelManifest],
+) -> Need:
+    """What it means to the models that want a series when something of it is missing.
+
+    A radiograph is read alone. A volume is read whole; where its model will refuse it and the
+    hospital is told why, nobody has to decide.
+    """
+    try:
+        wishes = _wishes(job, headers, rules, match_all, models)
+    except NoMatchingModel:
+        return Need.NOTHING
+    bears = all(_bears_gaps(wish, models[wish.model].input, headers) for wish in wishes)
+    return Need.WAIT if bears else Need.HOLD
 
 
 def matching_rules(
@@ -106,6 +120,41 @@ def slices_of(headers: Sequence[Dataset]) -> Slices:
         slice_thickness_mm=_number(headers[0].get("SliceThickness")),
         slice_spacing_mm=_spacing_mm(headers),
     )
+
+
+def _wishes(
+    job: Job,
+    headers: Sequence[Dataset],
+    rules: Sequence[Rule],
+    match_all: bool,
+    models: Mapping[str, ModelManifest],
+) -> list[Wish]:
+    if "wish" in job.facts:
+        return [Wish(**{**job.facts["wish"], "destinations": tuple(job.destinations)})]
+    return [_wish(rule, models) for rule in matching_rules(headers, rules, match_all)]
+
+
+def _require_suitable(
+    contract: InputContract | RadiographContract, headers: Sequence[Dataset]
+) -> None:
+    if isinstance(contract, RadiographContract):
+        choose_radiograph(contract, headers)
+    else:
+        require_suitable(contract, headers, series_geometry(headers))
+
+
+def _bears_gaps(
+    wish: Wish, contract: InputContract | RadiographContract, headers: Sequence[Dataset]
+) -> bool:
+    if isinstance(contract, RadiographContract):
+        return True
+    if not wish.explain:
+        return False
+    try:
+        _require_suitable(contract, headers)
+    except (GeometryError, UnsuitableInput):
+        return True
+    return False
 
 
 def _wish(rule: Rule, models: Mapping[str, ModelManifest]) -> Wish:

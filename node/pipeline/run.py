@@ -13,6 +13,7 @@ from node import log
 from node.errors import (
     EmptyResult,
     GeometryError,
+    Incomplete,
     NodeError,
     Quarantined,
     Rejected,
@@ -113,6 +114,8 @@ def record_failure(ledger: Leases, job: Job, error: NodeError) -> None:
             )
         case Unavailable():
             ledger.end(job, Event.ATTEMPTS_USED_UP, cause=cause, remedy=error.remedy, error=kind)
+        case Incomplete():
+            ledger.end(job, Event.INCOMPLETE, cause=cause, remedy=error.remedy, error=kind)
         case Quarantined():
             ledger.end(job, Event.QUARANTINE, cause=cause, remedy=error.remedy, error=kind)
         case Rejected():

@@ -106,7 +106,7 @@ def _own_scheme() -> Dataset:
 
 
 def device_observer(algorithm: Algorithm) -> hd.ObserverContext:
-    """The model as the observer of a report (PS3.16 2026b TID 1004)."""
+    """Who made a document: the model (PS3.16 2026b TID 1004)."""
     return hd.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=hd.DeviceObserverIdentifyingAttributes(

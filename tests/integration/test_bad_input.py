@@ -115,7 +115,7 @@ def burned_in(folder: Path) -> Study:
 
 
 CASES = (
-    Case("gap", gap, "GeometryError", "mm"),
+    Case("gap", gap, "Incomplete", "missing in 1 gap"),
     Case("duplicates", duplicates, "GeometryError", "position"),
     Case("single slice", single_slice, "GeometryError", "two or more"),
     Case("tilt", tilt, "GeometryError", "tilt"),
@@ -147,8 +147,8 @@ def test_bad_input_ends_in_a_named_state_and_is_kept(
     """State, cause and remedy are in `segnode jobs`; Orthanc still has every instance."""
     study = sent[case.name]
     job = node.wait_for(study)
-    expected = "quarantined" if case.error == "IdentityUnsafe" else "rejected"
-    assert (job["state"], job["error"]) == (expected, case.error)
+    held = {"IdentityUnsafe": "quarantined", "Incomplete": "incomplete"}
+    assert (job["state"], job["error"]) == (held.get(case.error, "rejected"), case.error)
     assert case.said.lower() in job["cause"].lower()
     assert job["remedy"]
     kept = node.orthanc(f"/series/{node.series_id(study)}").json()["Instances"]
@@ -185,12 +185,22 @@ def test_a_transfer_syntax_without_decoder_is_named(node: RunningNode, tmp_path:
 
 def test_a_rejected_job_is_retried_by_a_person(node: RunningNode, sent: dict[str, Study]) -> None:
     """Retry runs the step again, and the same cause comes back for the same input."""
-    job = node.wait_for(sent["gap"])
+    job = node.wait_for(sent["tilt"])
     node.segnode("retry", job["id"])
     again = node.wait_for(
-        sent["gap"],
+        sent["tilt"],
         lambda one: one["state"] == "rejected" and one["updated_at"] != job["updated_at"],
     )
+    assert again["error"] == "GeometryError"
+
+
+def test_an_incomplete_series_goes_on_as_it_is_when_a_person_says_so(
+    node: RunningNode, sent: dict[str, Study]
+) -> None:
+    """The model cannot take it, and now says so itself."""
+    job = node.wait_for(sent["gap"], lambda one: one["state"] in ("incomplete", "rejected"))
+    node.segnode("retry", job["id"])
+    again = node.wait_for(sent["gap"], lambda one: one["state"] == "rejected")
     assert again["error"] == "GeometryError"
 
 
@@ -204,7 +214,7 @@ def test_a_late_instance_makes_a_new_job(
         whole.series_instance_uid, whole.frame_of_reference_uid, whole.sop_instance_uids,
     )  # fmt: skip
     node.receive(first)
-    assert node.wait_for(whole)["error"] == "GeometryError"
+    assert node.wait_for(whole)["error"] == "Incomplete"
     node.receive(whole)
     job = node.wait_for(whole, lambda one: one["state"] == "confirmed")
     states = sorted(one["state"] for one in node.jobs_of(whole))

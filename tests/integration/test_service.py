@@ -108,11 +108,18 @@ def test_a_port_in_use_is_named_and_nothing_is_started(
 
 
 def test_secrets_are_readable_by_their_owner_only(
-    own: tuple[RunningNode, OrthancServer],
+    own: tuple[RunningNode, OrthancServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Generated at the first start, never by a person; a loosened one stops the next start."""
+    """Made at the first start, never by a person; a loosened one stops the next start.
+
+    What a site keeps in the environment reaches neither the broker nor the compute zone.
+    """
     node, _ = own
+    monkeypatch.setenv("SEGNODE_TEST_SECRET", "sentinel")
     node.segnode("up")
+    for name in ("redis", "compute"):
+        for pid in node.processes(name):
+            assert b"sentinel" not in Path(f"/proc/{pid}/environ").read_bytes()
     files = list((node.var / "secrets").iterdir())
     assert len(files) == 5
     assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files)

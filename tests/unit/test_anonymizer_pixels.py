@@ -19,7 +19,7 @@ from pydicom.uid import (
 
 from anonymizer import PseudonymKeys, basic_policy, deidentify_instance
 from anonymizer.errors import AnonymizerError, BurnedInText
-from anonymizer.pixels import burned_in_risk
+from anonymizer.pixels import beyond_blanking, burned_in_risk
 from tests.identified_ct import ct_bytes, ct_instance
 
 KEYS = PseudonymKeys.from_secret(bytes(32))
@@ -87,3 +87,15 @@ def test_real_images_with_burned_in_names_do_not_pass(path: Path) -> None:
     assert burned_in_risk(pydicom.dcmread(path, stop_before_pixels=True)) is not None
     with pytest.raises(AnonymizerError):
         deidentify_instance(path, basic_policy(), KEYS)
+
+
+def test_a_sop_class_that_nobody_registered_is_not_repeated() -> None:
+    """Behind a known beginning a sender may have put a patient's number."""
+    held = ct_instance(SOPClassUID=f"{SecondaryCaptureImageStorage}.12345678")
+    assert "12345678" not in str(burned_in_risk(held))
+    assert "PS3.6 does not list" in str(burned_in_risk(held))
+    photograph = ct_instance(SOPClassUID="1.2.840.10008.5.1.4.1.1.77.1.12345678")
+    assert "12345678" not in str(beyond_blanking(photograph))
+    assert str(burned_in_risk(ct_instance(SOPClassUID=SecondaryCaptureImageStorage))).startswith(
+        "Secondary Capture Image Storage"
+    )

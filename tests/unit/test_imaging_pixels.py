@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
+from pydicom.tag import BaseTag
 from pydicom.uid import (
     MPEG2MPML,
     HTJ2KLossless,
@@ -18,7 +20,7 @@ from pydicom.uid import (
 )
 
 from node.errors import DamagedInstance, UnsuitableInput, UnsupportedTransferSyntax
-from node.imaging.pixels import AIR_HU, modality_values
+from node.imaging.pixels import AIR_HU, modality_values, number_of
 from tests.phantoms import PADDING, ct_series
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "ts_one_ct_15_syntaxes_cornerstone3d"
@@ -170,3 +172,18 @@ def test_ct_without_rescale_intercept_is_refused() -> None:
     """Stored values are not taken for Hounsfield units."""
     with pytest.raises(DamagedInstance, match="RescaleIntercept"):
         modality_values(one_slice(RescaleIntercept=None))
+
+
+@pytest.mark.parametrize(
+    "held", [b"DOE^JOHN", b"0012345678", b"+12345678 ", b"1\\2 ", b"12345 ", b""]
+)
+def test_a_message_names_an_instance_by_its_place_where_its_number_may_identify(
+    held: bytes,
+) -> None:
+    """Whatever a hospital wrote into InstanceNumber is not repeated; a plain number is."""
+    ds = Dataset()
+    ds[0x00200013] = RawDataElement(BaseTag(0x00200013), "IS", len(held), held, 0, False, True)
+    assert number_of(ds, 7) == "at place 7"
+    assert number_of(ds) == "without a plain InstanceNumber"
+    ds.InstanceNumber = 12
+    assert number_of(ds, 7) == "12"

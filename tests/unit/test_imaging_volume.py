@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -165,3 +166,18 @@ def test_skewed_direction_cosines_are_refused() -> None:
     """ImageOrientationPatient must be two orthogonal unit vectors (PS3.3 C.7.6.2.1.1)."""
     with pytest.raises(GeometryError, match="orthogonal unit"):
         series_geometry(ct_series(ImageOrientationPatient=[1, 0, 0, 0.5, 0.8, 0], **SMALL))
+
+
+def test_no_refusal_repeats_what_stands_in_instance_number() -> None:
+    """`route` reads headers as they came: an order number there reaches no message."""
+    series = ct_series(**SMALL)
+    for number, ds in enumerate(series):
+        ds.InstanceNumber = str(90000000 + number)
+    gap = series[:2] + series[3:]
+    odd = [deepcopy(ds) for ds in shuffled(series)]
+    odd[1].PixelSpacing = [9, 9]
+    damaged = [*series[:3], Dataset(), *series[3:]]
+    for broken, places in ((gap, "2 and at place 3"), (odd, "1 and at place 2"), (damaged, "4")):
+        with pytest.raises(GeometryError, match=f"at place {places}") as refused:
+            series_geometry(broken)
+        assert "900000" not in str(refused.value)

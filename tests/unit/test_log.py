@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
+
+from tests.orthanc_server import free_port
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECRET = "Sentinelius^Quirin"
 
@@ -44,6 +48,43 @@ def test_only_allow_listed_fields_and_no_foreign_text_are_written() -> None:
     }
     assert "celery reports error" in {line["event"] for line in lines}
     assert "ValueError" in {line.get("error") for line in lines}
+
+
+SERVER = f"""
+import sys
+from starlette.applications import Starlette
+from starlette.routing import Route
+from node import log
+from node.edges.serving import serve
+
+async def raises(request):
+    raise ValueError("{SECRET}")
+
+log.configure("console")
+serve(Starlette(routes=[Route("/", raises)]), "127.0.0.1", int(sys.argv[1]))
+"""
+
+
+def test_a_route_that_fails_writes_no_text_of_its_exception() -> None:
+    """The console's server in a process of its own; the class of the error is in its log."""
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(port)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        answer = httpx.Client(transport=httpx.HTTPTransport(retries=20)).get(
+            f"http://127.0.0.1:{port}/", timeout=30
+        )
+    finally:
+        server.terminate()
+        said, _ = server.communicate(timeout=30)
+    assert answer.status_code == 500
+    assert SECRET not in answer.text + said
+    assert "ValueError" in {json.loads(line).get("error") for line in said.splitlines()}
 
 
 def test_this_process_was_not_configured_by_importing() -> None:

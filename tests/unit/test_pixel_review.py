@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import time
 from dataclasses import dataclass, field, replace
@@ -242,6 +243,24 @@ def test_a_tesseract_that_crashes_leaves_nothing_to_release(
     review = read_review(bench.job, bench.artifacts)
     assert review is not None
     assert "tesseract" in review.images[0].problem
+
+
+def test_tesseract_is_told_no_secret(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site may keep its keys in the environment: a program that reads pictures needs none."""
+    program = tmp_path / "bin" / "tesseract"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SEGNODE_VAULT_KEY", "sentinel")
+    bench.receive(drawn_image())
+    with pytest.raises(IdentityUnsafe):
+        bench.run(OPEN)
+    seen = (tmp_path / "seen").read_text()
+    assert "OMP_THREAD_LIMIT=1" in seen
+    assert "sentinel" not in seen
 
 
 def test_more_pictures_than_anyone_looks_at_are_not_offered(

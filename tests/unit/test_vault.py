@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -352,7 +354,13 @@ def test_shredding_empties_the_index_and_is_finished_by_a_second_one(vault: Vaul
     vault.remember(STUDY, "PatientID", "A")
     key = vault.records.read(STUDY, "key")
     assert key is not None
+    vault.remember(OTHER, "PatientID", "B")
+    entries = set(vault.records.studies())
     vault.shred(STUDY)
+    # Not even an empty folder, whose time would tell which patient's study was destroyed.
+    [gone] = entries - set(vault.records.studies())
+    assert gone.startswith("index-")
+    assert vault.find("PatientID", "B") == [OTHER]
     assert vault.find("PatientID", "A") == []
     when = vault.destroyed(STUDY)
     assert vault.knows(STUDY) and not vault.knows(OTHER)
@@ -419,3 +427,36 @@ def test_a_killed_writer_leaves_every_record_whole(tmp_path: Path) -> None:
             opened += 1
         assert set(vault.find("PatientID", "A")) <= set(vault.studies())
     assert opened >= 20
+
+
+def test_an_index_entry_that_comes_and_goes_is_never_lost(vault: Vault) -> None:
+    """One patient's studies are remembered and shredded at once: who stays can be found."""
+    studies = [f"2.25.{number}" for number in range(1, 25)]
+
+    def remember_all() -> None:
+        for study in studies:
+            vault.remember(study, "PatientID", "A")
+
+    def shred_every_second() -> None:
+        for study in studies[::2]:
+            while study not in vault.find("PatientID", "A"):
+                time.sleep(0.001)
+            vault.shred(study)
+
+    failed: list[BaseException] = []
+
+    def run(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - told below
+            failed.append(error)
+
+    threads = [
+        threading.Thread(target=run, args=(work,)) for work in (remember_all, shred_every_second)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert failed == []
+    assert vault.find("PatientID", "A") == sorted(studies[1::2])

@@ -26,7 +26,7 @@ export function show(element, key, make) {
 
 const TONES = {
   queued: "going", running: "going", waiting: "waiting", confirmed: "good", rejected: "bad",
-  quarantined: "bad", failed: "bad", canceled: "quiet", superseded: "quiet",
+  incomplete: "bad", quarantined: "bad", failed: "bad", canceled: "quiet", superseded: "quiet",
 };
 
 /** A series that no rule wants needs nobody's attention. */
@@ -74,6 +74,11 @@ export function reason(job) {
     lines.push(el("p", {}, `Next try ${inWords(job.next_try_in_s)}.`));
   }
   if (job.remedy) lines.push(el("p", { className: "segnode-remedy" }, `→ ${job.remedy}`));
+  const completeness = job.facts.completeness;
+  if (completeness) {
+    const source = job.facts.asked_source ? ` (${job.facts.asked_source})` : "";
+    lines.push(el("p", { className: "segnode-soft" }, `Series ${completeness.says}${source}.`));
+  }
   const released = job.facts.images_released;
   if (released) {
     const images = released === 1 ? "1 image" : `${released} images`;

@@ -1,0 +1,56 @@
+"""What the compute zone may say of a job, and what it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+from node.edges.celery_app import INFER_DONE
+from node.edges.ledger import Ledger
+from node.edges.tasks import register_hospital_tasks
+from node.jobs import Job, State, StepName
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+
+
+@pytest.fixture
+def inferring(ledger: Ledger) -> Job:
+    """A job of the peer HOSPITAL that the compute zone works on."""
+    job = ledger.open_jobs("series", "study", ("a",))
+    while job is not None and job.step is not StepName.INFER:
+        held = ledger.claim(job.id, job.step, 30)
+        assert held is not None
+        job = ledger.finish(held, {"sender": "HOSPITAL", "crosswalk": "ours"})
+    assert job is not None
+    held = ledger.claim(job.id, job.step, 30)
+    assert held is not None
+    return held
+
+
+@pytest.fixture
+def hospital(ledger: Ledger) -> Celery:
+    app = Celery("hospital", broker="memory://")
+    register_hospital_tasks(app, ledger, {}, wake=lambda job: None)
+    return app
+
+
+def test_a_compute_worker_says_that_it_is_done_and_nothing_else(
+    hospital: Celery, ledger: Ledger, inferring: Job
+) -> None:
+    """A worker that was broken into cannot say where results go, or whose they are."""
+    forged = {"sender": "ELSEWHERE", "crosswalk": "theirs", "unsuitable": {}}
+    hospital.tasks[INFER_DONE].apply([inferring.id, forged])
+    job = ledger.job(inferring.id)
+    assert job is not None
+    assert dict(job.facts) == dict(inferring.facts)
+
+    hospital.tasks[INFER_DONE].apply([inferring.id], throw=True)
+    done = ledger.job(inferring.id)
+    assert done is not None
+    assert (done.step, done.state) == (StepName.ENCODE, State.QUEUED)
+    assert dict(done.facts) == dict(inferring.facts)
