@@ -32,7 +32,8 @@ SERIES = {"slices": 20, "rows": 160, "columns": 190, "spacing_mm": (6, 2, 2)}
 def models(tmp_path: Path) -> Path:
     """A folder of models with ct_lungs in it, free to be spoiled."""
     place = tmp_path / "models"
-    shutil.copytree(MODELS / "ct_lungs", place / "ct_lungs")
+    unwanted = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(MODELS / "ct_lungs", place / "ct_lungs", ignore=unwanted)
     return place
 
 
