@@ -21,11 +21,9 @@ from node.kinds import ResultKind
 from node.manifest import ModelManifest, RadiographManifest
 from node.pipeline.outbound import Profile, Result, facts_of, object_name, plan_for, to_make
 from node.ports import Artifacts
+from node.results.explanation import EXPLAINING, explaining_kind, explanation
 from node.results.measurements import from_json
-from node.results.objects import Found, Origin, explanation, possible_kinds
-
-#: What every destination gets where there is no result and the rule wants that to be said.
-_EXPLANATION = Profile(kinds=(ResultKind.TEXT_SR,))
+from node.results.objects import Found, Origin, possible_kinds
 
 
 def encode(
@@ -63,7 +61,7 @@ def encode(
     manifest = models[job.model]
     origin = Origin(
         job_key=job.key,
-        created=datetime.fromtimestamp(job.created_at, UTC).replace(microsecond=0, tzinfo=None),
+        created=_local_time(job.created_at),
         software_version=version("segnode"),
         manifest=manifest,
     )
@@ -81,6 +79,11 @@ def encode(
     return Done({**facts_of(plan, results), **_left_out(manifest, instances)})
 
 
+def _local_time(timestamp: float) -> datetime:
+    """Of this machine, which is the hospital's: the study's own times are local, without offset."""
+    return datetime.fromtimestamp(timestamp, UTC).astimezone().replace(microsecond=0, tzinfo=None)
+
+
 def _explain(
     job: Job,
     reason: Reason,
@@ -90,10 +93,14 @@ def _explain(
     profiles: Mapping[str, Profile],
     senders: Mapping[str, str],
 ) -> Done:
-    everybody = dict.fromkeys(profiles, _EXPLANATION)
-    plan = plan_for(job, everybody, senders, _EXPLANATION.kinds)
-    document = explanation(asdict(reason), instances, origin)
-    return Done(facts_of(plan, [_stored(job, ResultKind.TEXT_SR, [document], artifacts)]))
+    """The page that says why, as each destination can show it."""
+    wanted = {name: Profile((explaining_kind(takes.kinds),)) for name, takes in profiles.items()}
+    plan = plan_for(job, wanted, senders, EXPLAINING)
+    results = [
+        _stored(job, kind, [explanation(kind, asdict(reason), instances, origin)], artifacts)
+        for kind in to_make(plan)
+    ]
+    return Done(facts_of(plan, results))
 
 
 def _found(job: Job, instances: Sequence[Dataset], origin: Origin, artifacts: Artifacts) -> Found:
