@@ -6,6 +6,7 @@
     ├── Rejected        this object can never succeed: stop, keep, report
     │   ├── GeometryError             slices do not form one volume
     │   ├── UnsupportedTransferSyntax no decoder for the pixel data
+    │   ├── Gone                      Orthanc no longer has it: a person deleted it
     │   ├── DamagedInstance           the bytes cannot be read as the object they claim to be
     │   ├── UnsuitableInput           the model's contract refuses this series
     │   ├── NoMatchingModel           no routing rule wants this series
@@ -63,10 +64,19 @@ class UnsupportedTransferSyntax(Rejected):
     default_remedy = "Have the sender use Explicit VR Little Endian or a lossless syntax."
 
 
+class Gone(Rejected):
+    """Orthanc no longer has the object: a person, or a rule of the site, has deleted it."""
+
+    default_remedy = "Send the series to the node again."
+
+
 class DamagedInstance(Rejected):
     """The bytes cannot be read as the object that they claim to be."""
 
-    default_remedy = "Send the instance again from its source; the received copy is kept."
+    default_remedy = (
+        "Delete the instance in Orthanc, then send it again from its source: while the received "
+        "copy is kept, another one of the same SOP Instance UID is dropped."
+    )
 
 
 class UnsuitableInput(Rejected):

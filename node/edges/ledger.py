@@ -46,14 +46,23 @@ class Ledger(Lookups):
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
         self.database = Database(url, clock=clock)
 
-    def open_jobs(self, series_id: str, study_id: str, instance_ids: Sequence[str]) -> Job | None:
+    def open_jobs(
+        self,
+        series_id: str,
+        study_id: str,
+        instance_ids: Sequence[str],
+        *,
+        as_of: float | None = None,
+    ) -> Job | None:
         """Make the job of a quiet series; None when the same instances have had theirs.
+
+        The series stays to be looked at if something has arrived after ``as_of``.
 
         Jobs of the same series that have not delivered yet are superseded: they know too little.
         """
         job = Job(uuid.uuid4().hex, series_id, study_id, tuple(sorted(instance_ids)))
         with self._moves() as moves:
-            mark_quiet(moves.tx, series_id)
+            mark_quiet(moves.tx, series_id, as_of)
             same = sa.select(JOBS.c.id).where(
                 JOBS.c.series_id == series_id,
                 JOBS.c.instance_set == set_of(job),

@@ -29,11 +29,9 @@ from node.pipeline.working_data import (
     results_folder,
 )
 from node.ports import Artifacts, BundleWriter
+from node.results.explanation import EXPLAINING, explaining_kind, explanation
 from node.results.measurements import from_json
-from node.results.objects import Found, Origin, explanation, possible_kinds
-
-#: What every destination gets where there is no result and the rule wants that to be said.
-_EXPLANATION = Profile(kinds=(ResultKind.TEXT_SR,))
+from node.results.objects import Found, Origin, possible_kinds
 
 
 def encode(
@@ -74,7 +72,7 @@ def encode(
     manifest = models[job.model]
     origin = Origin(
         job_key=job.key,
-        created=datetime.fromtimestamp(job.created_at, UTC).replace(microsecond=0, tzinfo=None),
+        created=_local_time(job.created_at),
         software_version=version("segnode"),
         manifest=manifest,
     )
@@ -93,6 +91,11 @@ def encode(
     return Done({**facts, **_left_out(manifest, instances)})
 
 
+def _local_time(timestamp: float) -> datetime:
+    """Of this machine, which is the hospital's: the study's own times are local, without offset."""
+    return datetime.fromtimestamp(timestamp, UTC).astimezone().replace(microsecond=0, tzinfo=None)
+
+
 def _explain(
     job: Job,
     reason: Reason,
@@ -102,11 +105,14 @@ def _explain(
     profiles: Mapping[str, Profile],
     senders: Mapping[str, str],
 ) -> Done:
-    everybody = dict.fromkeys(profiles, _EXPLANATION)
-    plan = plan_for(job, everybody, senders, _EXPLANATION.kinds)
-    document = explanation(asdict(reason), instances, origin)
+    """The page that says why, as each destination can show it."""
+    wanted = {name: Profile((explaining_kind(takes.kinds),)) for name, takes in profiles.items()}
+    plan = plan_for(job, wanted, senders, EXPLAINING)
     with artifacts.writing(results_folder(job.id)) as bundle:
-        results = [_stored(ResultKind.TEXT_SR, [document], bundle)]
+        results = [
+            _stored(kind, [explanation(kind, asdict(reason), instances, origin)], bundle)
+            for kind in to_make(plan)
+        ]
     return Done({**facts_of(plan, results), RESULTS: bundle.digest})
 
 
