@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from node import service, vault_keys
 from node.destination_check import echoed
+from node.edges.orthanc_storage import Disk
+from node.edges.space import Forecast
 from node.errors import NodeError
 from node.manifest import CommandManifest
 from node.runtimes.network import verified_weights
@@ -20,14 +22,14 @@ _TOOLS = {
     "bwrap": "runs Orthanc in its own root",
     "redis-server": "the broker",
 }
-_LOW_DISK_BYTES = 5 * 2**30
+_SOON_DAYS = 7
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Everything that the node needs, from programs to peers."""
     hospital = Hospital(settings)
     yield from _programs(settings)
-    yield from _disk(settings)
+    yield from _disk(hospital)
     yield from _secrets(hospital)
     yield from _keys(hospital)
     yield from _models(hospital)
@@ -50,14 +52,64 @@ def _programs(settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _disk(settings: Settings) -> Iterator[Finding]:
+def _disk(hospital: Hospital) -> Iterator[Finding]:
+    """By what Orthanc sees of the disks; by ``var_dir`` alone when it does not run."""
+    settings = hospital.settings
     settings.var_dir.mkdir(parents=True, exist_ok=True)
-    usage = shutil.disk_usage(settings.var_dir)
-    text = f"{usage.free / 2**30:.1f} GiB free of {usage.total / 2**30:.1f}"
-    if usage.free < _LOW_DISK_BYTES:
-        yield Finding("wrong", "disk", text, "Free space: the node needs at least 5 GiB.")
-    else:
-        yield Finding("good", "disk", text)
+    try:
+        state = hospital.orthanc_storage.state()
+    except NodeError:
+        usage = shutil.disk_usage(settings.var_dir)
+        keep = settings.storage.keep_free_bytes
+        yield _disk_finding(Forecast(Disk("var", usage.free, usage.total, keep), None, None))
+        return
+    for one in hospital.space_log.forecasts(state.disks):
+        yield _disk_finding(one)
+    folder = settings.var_dir / "orthanc" / "storage"
+    if state.orphans:
+        yield Finding(
+            "note", "files", f"{len(state.orphans)} received files are not in Orthanc's index yet",
+            "Nothing to do: the watch imports them again.",
+        )  # fmt: skip
+    if state.unreadable:
+        yield Finding(
+            "wrong", "files",
+            f"{len(state.unreadable)} files in Orthanc's storage are no instances",
+            "They were never acknowledged, or Orthanc has another object of the same UID. Look at "
+            f"them in {folder / 'segnode-unreadable'}; delete what nobody misses.",
+        )  # fmt: skip
+    if state.fileless:
+        yield Finding(
+            "wrong", "files",
+            f"{len(state.fileless)} instances in Orthanc's index have lost their file",
+            "Run `segnode doctor --repair`, then send their series again.",
+        )  # fmt: skip
+
+
+def _disk_finding(one: Forecast) -> Finding:
+    disk = one.disk
+    text = f"{_gib(disk.free_bytes)} free of {_gib(disk.total_bytes)}"
+    if disk.is_full:
+        return Finding(
+            "wrong", "disk", f"{text}: senders are answered with out of resources (0xA700)",
+            f"Free space on the disk of {disk.folder}: the node keeps "
+            f"{_gib(disk.keep_free_bytes)} ([storage] keep_free_gib).",
+        )  # fmt: skip
+    if one.bytes_per_day is not None:
+        text += f"; {_gib(abs(one.bytes_per_day))} a day "
+        text += "more" if one.bytes_per_day > 0 else "less"
+    if one.days_left is None:
+        return Finding("good", "disk", text)
+    text += f", full in about {one.days_left:.0f} days"
+    if one.days_left < _SOON_DAYS:
+        return Finding(
+            "wrong", "disk", text, "Make room, or keep less: [retention] in segnode.toml."
+        )
+    return Finding("good", "disk", text)
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
 
 
 def _secrets(hospital: Hospital) -> Iterator[Finding]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import socket
 import sys
 import time
@@ -23,6 +25,8 @@ from node.wiring import ORTHANC_USER, Hospital
 
 SECRETS = ("orthanc_password", "broker_password", "console_token")
 
+
+_TOO_FULL_TO_START_BYTES = 16 * 2**20
 
 #: torch has the threads of a compute worker. BLAS threads that spin beside them made a run of 4 s
 #: take up to 40 s on busy cores.
@@ -68,12 +72,24 @@ def up(settings: Settings, timeout_s: float = 180.0) -> Iterator[str]:
     for part in parts(hospital):
         while not part.answers():
             if time.monotonic() > deadline:
+                _explain_full_disk(settings)
                 raise DidNotStart(
                     f"{part.name} does not answer after {timeout_s:.0f} s",
                     remedy=f"See {settings.var_dir / part.log}, then run `segnode up` again.",
                 )
             time.sleep(0.1)
         yield part.name
+
+
+def _explain_full_disk(settings: Settings) -> None:
+    """Nothing starts on a full disk; Orthanc cannot even open its index there."""
+    for folder in (settings.var_dir / "orthanc" / "index", settings.var_dir):
+        if folder.exists() and shutil.disk_usage(folder).free < _TOO_FULL_TO_START_BYTES:
+            raise DidNotStart(
+                f"The disk of {folder} is full: Orthanc cannot open its index, nor the node its "
+                "ledger",
+                remedy="Free some space there, then run `segnode up` again. Nothing is lost.",
+            )
 
 
 def down(settings: Settings) -> bool:
@@ -164,6 +180,9 @@ def _orthanc_program(hospital: Hospital) -> Program:
         storage=folder / "storage",
         index=folder / "index",
         bridge=settings.orthanc.bridge.absolute(),
+        maximum_storage_mb=math.ceil((settings.storage.at_most_gib or 0) * 1024),
+        keep_free_bytes=settings.storage.keep_free_bytes,
+        keep_free_in=_folders_to_measure(settings),
     ) | {
         "SEGNODE_CONSOLE_URL": console_url(settings),
         "SEGNODE_CONSOLE_TOKEN_FILE": str(hospital.secret_path("console_token")),
@@ -171,6 +190,18 @@ def _orthanc_program(hospital: Hospital) -> Program:
     command = [str(settings.orthanc.launcher.absolute()), str(folder / "configuration")]
     # Orthanc writes original UIDs of objects that it refuses: its log stays with its data.
     return Program("orthanc", command, environment, priority=20, stop_wait_s=30, log_folder=folder)
+
+
+def _folders_to_measure(settings: Settings) -> list[Path]:
+    """An empty folder on each disk that the node writes to: all that the bridge sees of it."""
+    modes = {settings.var_dir: 0o755, settings.folder("artifacts"): 0o750}
+    measured = []
+    for folder in (settings.var_dir, settings.folder("artifacts"), settings.folder("vault")):
+        folder.mkdir(parents=True, exist_ok=True, mode=modes.get(folder, 0o700))
+        empty = folder.absolute() / ".space"
+        empty.mkdir(exist_ok=True, mode=0o700)
+        measured.append(empty)
+    return measured
 
 
 def console_url(settings: Settings) -> str:

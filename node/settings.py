@@ -98,11 +98,17 @@ class Receive(_Section):
     patience_s: Annotated[float, Field(ge=0)] = 60.0
     poll_s: Annotated[float, Field(ge=0.05)] = 1.0
 
-    @model_validator(mode="after")
-    def _limits_are_in_order(self) -> Receive:
-        if self.max_quiet_s < self.quiet_s:
-            raise ValueError("max_quiet_s: is less than quiet_s")
-        return self
+
+class Storage(_Section):
+    """When the node stops receiving: before a disk that it writes to is full."""
+
+    keep_free_gib: Annotated[float, Field(ge=0)] = 5.0
+    at_most_gib: Annotated[float, Field(gt=0)] | None = None  # of received objects
+
+    @property
+    def keep_free_bytes(self) -> int:
+        """The same in bytes."""
+        return int(self.keep_free_gib * 2**30)
 
 
 class Deidentify(_Section):
@@ -235,6 +241,7 @@ class Settings(BaseSettings):
     broker: Broker = Broker()
     console: Console = Console()
     receive: Receive = Receive()
+    storage: Storage = Storage()
     deidentify: Deidentify = Deidentify()
     workers: Workers = Workers()
     routing: Routing = Routing()

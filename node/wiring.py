@@ -34,10 +34,13 @@ if TYPE_CHECKING:
     from anonymizer.keys import NumberedKeys, PseudonymKeys
     from anonymizer.profile import Policy
     from anonymizer.vault import Vault
+    from node.edges.chores import Chore
     from node.edges.dicomweb import DicomWebPacs
     from node.edges.ledger import Ledger
     from node.edges.orthanc import Orthanc
+    from node.edges.orthanc_storage import OrthancStorage
     from node.edges.pacs import DicomPacs
+    from node.edges.space import SpaceLog
     from node.edges.watch import Nudges
     from node.manifest import ModelManifest
     from node.pipeline.outbound import Profile
@@ -329,14 +332,47 @@ class Hospital:
             )
         )
 
+    @cached_property
+    def orthanc_storage(self) -> OrthancStorage:
+        """Orthanc's disks and files."""
+        from node.edges.orthanc_storage import OrthancStorage
+
+        return OrthancStorage(self.orthanc)
+
+    @property
+    def space_log(self) -> SpaceLog:
+        """How full the disks were."""
+        from node.edges.space import SpaceLog
+
+        return SpaceLog(self.settings.var_dir / "space.json")
+
+    def chores(self) -> list[Chore]:
+        """What the watch does now and then."""
+        from node.edges.chores import Chore
+
+        storage = self.orthanc_storage
+        return [
+            Chore("restore", 30.0, storage.restore),
+            Chore("space", 600.0, lambda: self.space_log.add(storage.state().disks)),
+        ]
+
     # -- processes ---------------------------------------------------------------------------
 
     def run_watch(self) -> None:
-        """The watch, until the process is told to stop."""
+        """The watch and its chores, until the process is told to stop."""
+        from node.edges.chores import Chores
         from node.edges.watch import Watch
 
         receive = self.settings.receive
-        watch = Watch(self.orthanc, self.ledger, self.wake, quiet_s=receive.quiet_s)
+        Chores(self.chores()).start(threading.Event())
+        watch = Watch(
+            self.orthanc,
+            self.ledger,
+            self.wake,
+            quiet_s=receive.quiet_s,
+            max_quiet_s=max(receive.quiet_s, receive.max_quiet_s),
+            may_open=lambda: self.orthanc_storage.has_looked,
+        )
         watch.run(threading.Event(), self.nudges.wait, receive.poll_s)
 
     def run_console(self) -> None:
@@ -384,7 +420,7 @@ def run_compute(settings: ComputeSettings) -> None:
     from node.imaging.decoding import Decoders, decoding_processes
     from node.manifest import CommandManifest
     from node.packages import Models
-    from node.pipeline.infer import infer
+    from node.pipeline.infer import already_inferred, infer
 
     for name, manifest in find_models(settings.models_dir).items():
         if isinstance(manifest, CommandManifest):
@@ -394,10 +430,14 @@ def run_compute(settings: ComputeSettings) -> None:
     models.prepare()  # a job that comes before it is done makes its own export
     decoders = Decoders(processes=decoding_processes(settings.threads))
 
-    def run(folder: str, model: str, digest: str, report: Callable[[float], None]) -> None:
-        # A message that was sent twice finds the label map of the first.
-        if f"{folder}/label_map.npz" not in artifacts.names(f"{folder}/"):
-            infer(artifacts, folder, models.loaded(model, digest), report, decoders)
+    def run(
+        job_id: str, instances: str, model: str, digest: str, report: Callable[[float], None]
+    ) -> str:
+        found = already_inferred(artifacts, job_id, instances)
+        if found is None:
+            loaded = models.loaded(model, digest)
+            found = infer(artifacts, job_id, instances, loaded, report, decoders)
+        return found
 
     app = celery_app("segnode-compute", settings.broker_url)
     register_compute_task(app, run)

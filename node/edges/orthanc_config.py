@@ -126,11 +126,17 @@ def orthanc_environment(
     http_address: str = "127.0.0.1",
     bridge: Path | None = None,
     maximum_storage_mb: int = 0,
+    keep_free_bytes: int = 0,
+    keep_free_in: Sequence[Path] = (),
 ) -> dict[str, str]:
     """The variables that fill the ``${...}`` of ``orthanc.json``, for ``deploy/run-orthanc``.
 
-    ``maximum_storage_mb`` 0 means no limit; above a limit Orthanc refuses what comes.
+    ``maximum_storage_mb`` 0 means no limit; above a limit Orthanc refuses what comes. So does the
+    bridge while a disk has less than ``keep_free_bytes`` free: of the storage, of the index, and of
+    the empty folders ``keep_free_in``.
     """
+    if any(":" in str(folder) for folder in keep_free_in):
+        raise ValueError("a folder whose free space is watched may have no ':' in its path")
     if not _AE_TITLE.fullmatch(ae_title):
         raise ValueError("an AE title has 1 to 16 ASCII characters, no backslash, no outer blanks")
     environment = {
@@ -141,6 +147,8 @@ def orthanc_environment(
         "SEGNODE_ORTHANC_STORAGE": str(storage),
         "SEGNODE_ORTHANC_INDEX": str(index),
         "SEGNODE_ORTHANC_MAXIMUM_STORAGE_MB": str(maximum_storage_mb),
+        "SEGNODE_ORTHANC_KEEP_FREE_BYTES": str(keep_free_bytes),
+        "SEGNODE_ORTHANC_KEEP_FREE_IN": ":".join(map(str, keep_free_in)),
     }
     if bridge is not None:
         environment["SEGNODE_ORTHANC_BRIDGE"] = str(bridge)

@@ -1,0 +1,159 @@
+"""What a power cut, or a lost index, leaves of received instances comes back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dicom_peers import ct_instance
+
+from node.edges.ledger import Ledger
+from node.edges.orthanc import Orthanc
+from node.edges.orthanc_config import DicomPeer
+from node.edges.orthanc_storage import OrthancStorage
+from node.edges.watch import Watch
+from tests.orthanc_server import OrthancServer, free_port
+
+
+@pytest.fixture
+def orthanc(tmp_path: Path) -> Iterator[OrthancServer]:
+    peer = DicomPeer("ct", "CT1", "127.0.0.1", free_port())
+    with OrthancServer(tmp_path / "orthanc", peers=[peer]) as running:
+        yield running
+
+
+def sent(orthanc: OrthancServer, folder: Path, numbers: range) -> None:
+    """C-STORE instances of one series; Orthanc has answered success to each of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for number in numbers:
+        files.append(folder / f"{number}.dcm")
+        files[-1].write_bytes(ct_instance(number))
+    subprocess.run(
+        ["/usr/bin/storescu", "-aet", "CT1", "-aec", orthanc.ae_title, "127.0.0.1",
+         str(orthanc.dicom_port), *map(str, files)],
+        check=True, env={"PATH": os.environ["PATH"], "TCP_NODELAY": "1"},
+    )  # fmt: skip
+
+
+def storage_of(orthanc: OrthancServer) -> OrthancStorage:
+    return OrthancStorage(Orthanc(orthanc.url, *orthanc.auth))
+
+
+def files_in(folder: Path) -> set[bytes]:
+    return {path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_instances_that_an_older_index_does_not_know_come_back_and_are_processed_once(
+    orthanc: OrthancServer, tmp_path: Path
+) -> None:
+    """Index as it was after 10 of 30; every instance is there again, under the same id, once."""
+    sent(orthanc, tmp_path / "ct", range(10))
+    orthanc.kill()
+    older = tmp_path / "older"
+    shutil.copytree(orthanc.index, older)
+    orthanc.start()
+    sent(orthanc, tmp_path / "ct", range(10, 30))
+    acknowledged = set(orthanc.get("/instances").json())
+    woken: list[str] = []
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    storage = storage_of(orthanc)
+    watch = Watch(
+        Orthanc(orthanc.url, *orthanc.auth), ledger, lambda job: woken.append(job.id),
+        quiet_s=0, may_open=lambda: storage.has_looked,
+    )  # fmt: skip
+    storage.restore()
+    watch.once()  # the cursor is at the end, and the series has its job
+    before = files_in(orthanc.storage)
+
+    orthanc.kill()
+    shutil.rmtree(orthanc.index)
+    shutil.copytree(older, orthanc.index)
+    orthanc.start()
+    assert len(orthanc.get("/instances").json()) == 10
+    storage = storage_of(orthanc)
+    watch.once()  # what is left of the series is no series
+    assert len(storage.state().orphans) == 20
+    assert Counter(one.outcome for one in storage.restore()) == {"imported": 20}
+
+    assert set(orthanc.get("/instances").json()) == acknowledged
+    assert storage.state().orphans == storage.state().unreadable == ()
+    assert files_in(orthanc.storage) == before
+    watch.once()
+    watch.once()
+    assert len(ledger.jobs()) == 1
+    assert set(ledger.jobs()[0].instance_ids) == acknowledged
+
+
+def test_a_lost_index_is_made_anew_from_the_files(orthanc: OrthancServer, tmp_path: Path) -> None:
+    """The index's disk is gone: every instance is there, and the job of the series stays one."""
+    sent(orthanc, tmp_path / "ct", range(12))
+    acknowledged = set(orthanc.get("/instances").json())
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    watch = Watch(Orthanc(orthanc.url, *orthanc.auth), ledger, lambda job: None, quiet_s=0)
+    watch.once()
+    orthanc.kill()
+    shutil.rmtree(orthanc.index)
+    orthanc.start()
+    watch.once()
+    assert len(storage_of(orthanc).restore()) == 12
+    assert set(orthanc.get("/instances").json()) == acknowledged
+    watch.once()
+    assert len(ledger.jobs()) == 1
+
+
+def test_half_a_file_is_kept_apart_and_does_not_shut_out_the_whole_one(
+    orthanc: OrthancServer, tmp_path: Path
+) -> None:
+    """It was never acknowledged: the sender sends it again, and that one is taken."""
+    whole = ct_instance(1)
+    orthanc.kill()
+    folder = orthanc.storage / "0a" / "0b"
+    folder.mkdir(parents=True)
+    half = folder / "0a0b0c0d-0000-4000-8000-000000000001"
+    half.write_bytes(whole[: len(whole) // 2])
+    orthanc.start()
+    storage = storage_of(orthanc)
+    assert [one.outcome for one in storage.restore()] == ["unreadable"]
+    assert orthanc.get("/instances").json() == []
+    assert storage.state().unreadable == (half.name,)
+    assert (orthanc.storage / "segnode-unreadable" / half.name).read_bytes() == whole[
+        : len(whole) // 2
+    ]
+    sent(orthanc, tmp_path / "ct", range(1, 2))
+    assert len(orthanc.get("/instances").json()) == 1
+
+
+def test_an_instance_without_its_file_is_named_and_can_be_sent_again(
+    orthanc: OrthancServer, tmp_path: Path
+) -> None:
+    """Orthanc would answer success to it and keep nothing, for the index has it."""
+    sent(orthanc, tmp_path / "ct", range(3))
+    gone = orthanc.get("/instances").json()[0]
+    uuid = orthanc.get(f"/instances/{gone}/attachments/dicom/info").json()["Uuid"]
+    orthanc.kill()
+    (orthanc.storage / uuid[:2] / uuid[2:4] / uuid).unlink()
+    orthanc.start()
+    storage = storage_of(orthanc)
+    assert storage.state().fileless == (gone,)
+    storage.delete_instance(gone)
+    sent(orthanc, tmp_path / "ct", range(3))
+    assert len(orthanc.get(f"/instances/{gone}/file").content) > 1000
+
+
+def test_a_start_after_an_orderly_stop_moves_nothing(
+    orthanc: OrthancServer, tmp_path: Path
+) -> None:
+    """Files and index agree, also when the index's last changes are still in its journal."""
+    sent(orthanc, tmp_path / "ct", range(5))
+    for end in (orthanc.stop, orthanc.kill):
+        end()
+        orthanc.start()
+        state = storage_of(orthanc).state()
+        assert state.orphans == state.unreadable == state.fileless == ()
+    assert len(orthanc.get("/instances").json()) == 5
