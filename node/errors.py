@@ -6,6 +6,7 @@
     ├── Rejected        this object can never succeed: stop, keep, report
     │   ├── GeometryError             slices do not form one volume
     │   ├── UnsupportedTransferSyntax no decoder for the pixel data
+    │   ├── Gone                      Orthanc no longer has it: a person deleted it
     │   ├── DamagedInstance           the bytes cannot be read as the object they claim to be
     │   ├── UnsuitableInput           the model's contract refuses this series
     │   ├── NoMatchingModel           no routing rule wants this series
@@ -16,6 +17,7 @@
     ├── Quarantined     it may not leave the node: hold for a person
     │   └── IdentityUnsafe            an identifier would leak, or a reference does not resolve
     ├── Incomplete      something is missing and has not come: hold until it does
+    ├── DamagedArtifact working data are gone or altered: made again from Orthanc's copy
     ├── NotPossible     a person asked for what a job's state does not allow: nothing changes
     └── Unavailable     try again later
         ├── OrthancUnavailable
@@ -62,10 +64,19 @@ class UnsupportedTransferSyntax(Rejected):
     default_remedy = "Have the sender use Explicit VR Little Endian or a lossless syntax."
 
 
+class Gone(Rejected):
+    """Orthanc no longer has the object: a person, or a rule of the site, has deleted it."""
+
+    default_remedy = "Send the series to the node again."
+
+
 class DamagedInstance(Rejected):
     """The bytes cannot be read as the object that they claim to be."""
 
-    default_remedy = "Send the instance again from its source; the received copy is kept."
+    default_remedy = (
+        "Delete the instance in Orthanc, then send it again from its source: while the received "
+        "copy is kept, another one of the same SOP Instance UID is dropped."
+    )
 
 
 class UnsuitableInput(Rejected):
@@ -121,6 +132,12 @@ class Incomplete(NodeError):
         "Send the missing instances: the job starts anew. Or retry the job: it then takes the "
         "series as it is."
     )
+
+
+class DamagedArtifact(NodeError):
+    """Working data are gone or not what was written: they are made again from Orthanc's copy."""
+
+    default_remedy = "The node makes them again by itself; check the disk of its artifact folder."
 
 
 class NotPossible(NodeError):

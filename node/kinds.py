@@ -34,10 +34,14 @@ class ResultKind(StrEnum):
         """0, 1, 2 …: added to the SeriesNumber of the model's manifest."""
         return list(ResultKind).index(self)
 
-    def described(self, series_description: str) -> str:
+    def described(self, series_description: str, ending: str = "") -> str:
         """A SeriesDescription of this kind's own, at most 64 characters (PS3.5 6.2, LO)."""
-        ending = _ENDINGS[self]
-        return series_description[: 64 - len(ending)].rstrip() + ending
+        return cut(series_description, _ENDINGS[self] + ending)
+
+
+def cut(text: str, ending: str) -> str:
+    """Both, the text cut where they are longer than the 64 characters of LO (PS3.5 6.2)."""
+    return text[: 64 - len(ending)].rstrip() + ending
 
 
 _SOP_CLASSES = {

@@ -26,7 +26,8 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 Positive = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
 CodeValue = Annotated[str, Field(min_length=1, max_length=16)]
-ShortText = Annotated[str, Field(min_length=1, max_length=64)]
+ShortText = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[ -\[\]-~]+$")]
+"""ASCII without a backslash: it is written into objects whose character set is the patient's."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -187,10 +188,13 @@ class Inference(_Frozen):
 
 
 class Results(_Frozen):
-    """What the result series is called at the hospital."""
+    """What the result series are called at the hospital, and what is made."""
 
-    series_number: Annotated[int, Field(ge=1)]
-    series_description: ShortText
+    series_number: Annotated[int, Field(ge=1, le=9_990)]
+    """Of the Segmentation; other kinds have the next nine, and the source's own SeriesNumber stands
+    before it: 9000 becomes 39000 for series 3."""
+    series_description: Annotated[ShortText, Field(max_length=30)]
+    """What was found; the model's name is put before it, the kind and the source's number after."""
 
 
 class Weights(_Frozen):

@@ -98,12 +98,6 @@ class Receive(_Section):
     patience_s: Annotated[float, Field(ge=0)] = 60.0
     poll_s: Annotated[float, Field(ge=0.05)] = 1.0
 
-    @model_validator(mode="after")
-    def _limits_are_in_order(self) -> Receive:
-        if self.max_quiet_s < self.quiet_s:
-            raise ValueError("max_quiet_s: is less than quiet_s")
-        return self
-
 
 class Storage(_Section):
     """When the node stops receiving: before a disk that it writes to is full."""

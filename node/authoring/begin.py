@@ -9,6 +9,7 @@ from pathlib import Path
 from node.authoring.check import CARD_NAME, UNFINISHED
 from node.errors import ModelFault, NotPossible
 from node.manifest import MANIFEST_NAME, CommandManifest, read_manifest
+from node.packages import find_models
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{1,31}")
 _NO_HASH = "0" * 64
@@ -63,7 +64,7 @@ def begin_model(models_dir: Path, name: str, like: str) -> Path:
         shutil.copyfile(path, folder / path.name)
     text = (source / MANIFEST_NAME).read_text(encoding="utf-8")
     (folder / MANIFEST_NAME).write_text(
-        _manifest(text.replace(f"segnode {like}", f"segnode {name}"), name), encoding="utf-8"
+        _manifest(text, name, _free_series_number(models_dir)), encoding="utf-8"
     )
     (folder / CARD_NAME).write_text(
         _CARD.format(name=name, unfinished=UNFINISHED), encoding="utf-8"
@@ -72,10 +73,17 @@ def begin_model(models_dir: Path, name: str, like: str) -> Path:
     return folder
 
 
-def _manifest(text: str, name: str) -> str:
+def _free_series_number(models_dir: Path) -> int:
+    """After those of all models that are there; each model has ten."""
+    taken = [m.results.series_number for m in find_models(models_dir).values()]
+    return (max(taken) // 10 + 1) * 10
+
+
+def _manifest(text: str, name: str, series_number: int) -> str:
     """The manifest under another name: version, hash and metrics are not inherited."""
     for pattern, line in (
         (r"^name = .*$", f'name = "{name}"'),
+        (r"^series_number = .*$", f"series_number = {series_number}"),
         (r"^version = .*$", 'version = "0.1.0"'),
         (r"^sha256 = .*$", f'sha256 = "{_NO_HASH}"'),
         (r"^training_data = .*$", f'training_data = "{UNFINISHED}"'),

@@ -46,14 +46,23 @@ class Ledger(Lookups):
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
         self.database = Database(url, clock=clock)
 
-    def open_jobs(self, series_id: str, study_id: str, instance_ids: Sequence[str]) -> Job | None:
+    def open_jobs(
+        self,
+        series_id: str,
+        study_id: str,
+        instance_ids: Sequence[str],
+        *,
+        as_of: float | None = None,
+    ) -> Job | None:
         """Make the job of a quiet series; None when the same instances have had theirs.
+
+        The series stays to be looked at if something has arrived after ``as_of``.
 
         Jobs of the same series that have not delivered yet are superseded: they know too little.
         """
         job = Job(uuid.uuid4().hex, series_id, study_id, tuple(sorted(instance_ids)))
         with self._moves() as moves:
-            mark_quiet(moves.tx, series_id)
+            mark_quiet(moves.tx, series_id, as_of)
             same = sa.select(JOBS.c.id).where(
                 JOBS.c.series_id == series_id,
                 JOBS.c.instance_set == set_of(job),
@@ -193,9 +202,13 @@ class Ledger(Lookups):
             attempt=job.attempt if counts else job.attempt - 1, **reached,
         )  # fmt: skip
 
-    def end(self, job: Job, event: Event, *, cause: str, remedy: str, error: str) -> None:
-        """The job stops here, kept with its cause and remedy."""
-        self._stop(job, event, cause, remedy, error, wake_at=None)
+    def end(
+        self, job: Job, event: Event, *, cause: str, remedy: str, error: str,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """The job stops here, kept with its cause and remedy; ``facts`` are added to its own."""
+        known = {**job.facts, **(facts or {})}
+        self._stop(job, event, cause, remedy, error, wake_at=None, facts=known)
 
     def explained(self, job: Job, done: Explained) -> None:
         """Stop a job whose destinations keep the document that says why there is no result.

@@ -6,8 +6,9 @@ and frame of reference of their sources, so that a viewer scrolls both together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import lru_cache, partial
 
 import highdicom as hd
 import numpy as np
@@ -18,7 +19,15 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from node.manifest import Segment
-from node.results.report import NOTICE, quiet, reference_to, state_origin, title_of
+from node.results.measurements import Measurements, amount_in_words
+from node.results.report import (
+    NOTICE,
+    patient_and_study,
+    quiet,
+    reference_to,
+    state_origin,
+    title_of,
+)
 from node.results.seg import MANUFACTURER, Algorithm
 from node.results.source import SourceSeries, is_projection
 from node.results.uids import ResultIdentity
@@ -27,6 +36,7 @@ FILL_OPACITY = 0.2
 MARGIN = 4
 SMALLEST_FONT = 9
 FONT_SHARE = 1 / 40  # of the image's height
+_LINES_BELOW = 3  # the notice, the model, the source
 
 #: As the source has it: the plane (PS3.3 C.7.6.2) and its frame of reference (C.7.4.1).
 _GEOMETRY = (
@@ -47,11 +57,14 @@ def encode_captures(
     algorithm: Algorithm,
     identity: ResultIdentity,
     *,
+    measurements: Measurements,
     window: tuple[float, float],
     every: int = 1,
     all_slices: bool = False,
 ) -> Iterator[Dataset]:
     """One RGB picture for each slice that shows a segment, in slice order.
+
+    What a slice shows is named on it, with how much was found of it in the whole series.
 
     Parameters
     ----------
@@ -62,6 +75,8 @@ def encode_captures(
     source_instances
         De-identified headers, ``source_instances[i]`` being the slice of ``images[i]``; or one
         radiograph, whose picture has no place in the patient either.
+    measurements
+        In the order of ``segments``.
     window
         What is black and what is white.
     every
@@ -78,10 +93,32 @@ def encode_captures(
     with quiet():
         series = _series(labels.shape[1:], headers[0], identity)
     state_origin(series, algorithm, identity)
-    painter = _Painter(labels.shape[1:], segments, window, algorithm)
+    lines = {
+        segment.number: f"{segment.label}: {amount_in_words(found)}"
+        for segment, found in zip(segments, measurements, strict=True)
+    }
+    painter = _Painter(labels.shape[1:], segments, lines, window, algorithm)
+    numbers = _instance_numbers(source_instances)
     for index in np.flatnonzero(shown)[::every].tolist():
+        picture = deepcopy(series)
+        picture.SOPInstanceUID = identity.uid(f"capture:{index}")
+        picture.file_meta.MediaStorageSOPInstanceUID = picture.SOPInstanceUID
+        picture.InstanceNumber = numbers[index]
+        if not is_projection(headers[index]):
+            picture.ImagePositionPatient = headers[index].ImagePositionPatient
+        picture.SourceImageSequence = [_source_item(headers[index])]
         pixels = painter.painted(images[index], labels[index], source_instances[index])
-        yield _instance(series, pixels, headers[index], identity, index)
+        picture.PixelData = pixels.tobytes()
+        yield picture
+
+
+def _instance_numbers(sources: Sequence[Dataset]) -> list[int]:
+    """The sources' own, so that a picture is found beside its slice; counted where some have none
+    or share one."""
+    numbers = [source.get("InstanceNumber") for source in sources]
+    if None in numbers or len(set(numbers)) < len(numbers):
+        return list(range(1, len(sources) + 1))
+    return [int(number) for number in numbers]
 
 
 class _Painter:
@@ -91,10 +128,14 @@ class _Painter:
         self,
         shape: tuple[int, int],
         segments: Sequence[Segment],
+        lines: Mapping[int, str],
         window: tuple[float, float],
         algorithm: Algorithm,
     ) -> None:
+        """``lines``: number of a segment → what is written of it."""
         self._segments = segments
+        self._lines = lines
+        self._title = f"{MANUFACTURER} {title_of(algorithm)}"
         low, high = window
         values = np.arange(2**16, dtype=np.uint16).view(np.int16)
         self._greys = _byte(255 * np.clip((values - low) / (high - low), 0, 1))
@@ -106,11 +147,8 @@ class _Painter:
             for segment in segments
         }
         self._font_size = max(SMALLEST_FONT, round(shape[0] * FONT_SHARE))
-        self._text = Image.new("RGBA", shape[::-1])
-        for line, segment in enumerate(segments):
-            self._write(self._text, line, segment.label, segment.rgb)
-        self._write(self._text, -3, NOTICE, _WHITE)
-        self._write(self._text, -2, f"{MANUFACTURER} {title_of(algorithm)}", _WHITE)
+        self._line_height = self._font_size + 2
+        self._text_on = lru_cache(maxsize=8)(partial(self._text, shape))  # neighbours show the same
 
     def painted(
         self, image: NDArray[np.int16], labels: NDArray[np.uint8], source: Dataset
@@ -118,24 +156,40 @@ class _Painter:
         """uint8, shape (rows, columns, 3)."""
         grey = self._greys[image.view(np.uint16)]
         colour = np.repeat(grey[..., np.newaxis], 3, axis=2)
-        for segment in self._segments:
+        shown = []
+        for place, segment in enumerate(self._segments):
             mask = labels == segment.number
             if mask.any():
+                shown.append(place)
                 colour[mask] = self._filled[segment.number][grey[mask]]
                 colour[_contour(mask)] = segment.rgb
         picture = Image.fromarray(colour)
-        picture.paste(self._text, mask=self._text)
+        text = self._text_on(tuple(shown))
+        picture.paste(text, mask=text)
         self._write(picture, -1, _source_in_words(source), _WHITE)
         return np.asarray(picture)
+
+    def _text(self, shape: tuple[int, int], shown: tuple[int, ...]) -> Image.Image:
+        """What pictures with the same segments share; as many of these as leave the notice free."""
+        text = Image.new("RGBA", shape[::-1])
+        room = max(1, (shape[0] - 2 * MARGIN) // self._line_height - _LINES_BELOW)
+        if len(shown) > room:
+            self._write(text, room - 1, f"and {len(shown) - room + 1} more", _WHITE)
+            shown = shown[: room - 1]
+        for line, place in enumerate(shown):
+            segment = self._segments[place]
+            self._write(text, line, self._lines[segment.number], segment.rgb)
+        self._write(text, -3, NOTICE, _WHITE)
+        self._write(text, -2, self._title, _WHITE)
+        return text
 
     def _write(
         self, picture: Image.Image, line: int, text: str, colour: tuple[int, int, int]
     ) -> None:
         """On a line from the top (0, 1 ...) or from the bottom (-1, -2 ...)."""
-        height = self._font_size + 2
-        top = MARGIN + line * height if line >= 0 else picture.height - MARGIN + line * height
+        start = MARGIN if line >= 0 else picture.height - MARGIN
         ImageDraw.Draw(picture).text(
-            (MARGIN, top),
+            (MARGIN, start + line * self._line_height),
             text,
             colour,
             ImageFont.load_default(self._font_size),
@@ -167,21 +221,12 @@ def _series(shape: tuple[int, int], study: Dataset, identity: ResultIdentity) ->
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        study_instance_uid=study.StudyInstanceUID,
         series_instance_uid=identity.series_instance_uid,
         series_number=identity.series_number,
         sop_instance_uid=identity.sop_instance_uid,
         instance_number=1,
         manufacturer=MANUFACTURER,
-        patient_id=study.PatientID,
-        patient_name=study.PatientName,
-        patient_birth_date=study.PatientBirthDate,
-        patient_sex=study.PatientSex,
-        accession_number=study.AccessionNumber,
-        study_id=study.StudyID,
-        study_date=study.StudyDate,
-        study_time=study.StudyTime,
-        referring_physician_name=study.ReferringPhysicianName,
+        **patient_and_study(study),
         patient_orientation=_patient_orientation(study),
         pixel_spacing=None if is_projection(study) else tuple(study.PixelSpacing),
         specific_character_set="ISO_IR 192",
@@ -199,24 +244,6 @@ def _series(shape: tuple[int, int], study: Dataset, identity: ResultIdentity) ->
             picture.add(study[keyword])
     if "BodyPartExamined" not in study:
         picture.Laterality = ""  # type 2C of General Series: the part may be one of a pair
-    return picture
-
-
-def _instance(
-    series: Dataset,
-    pixels: NDArray[np.uint8],
-    source: Dataset,
-    identity: ResultIdentity,
-    index: int,
-) -> Dataset:
-    picture = deepcopy(series)
-    picture.SOPInstanceUID = identity.uid(f"capture:{index}")
-    picture.file_meta.MediaStorageSOPInstanceUID = picture.SOPInstanceUID
-    picture.InstanceNumber = index + 1
-    if not is_projection(source):
-        picture.ImagePositionPatient = source.ImagePositionPatient
-    picture.SourceImageSequence = [_source_item(source)]
-    picture.PixelData = pixels.tobytes()
     return picture
 
 

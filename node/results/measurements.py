@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +18,8 @@ from node.sdk import LabelMap, Radiograph, Volume
 
 @dataclass(frozen=True)
 class SegmentMeasurements:
-    """Of one segment. A segment that was not found has a volume of 0 and no more.
+    """Of one segment, as measured: nothing is rounded, for a single small voxel is a finding too.
+    A segment that was not found has a volume of 0 and no more.
 
     Attributes
     ----------
@@ -41,6 +43,11 @@ class SegmentMeasurements:
     first_slice: int | None = None
     last_slice: int | None = None
 
+    @property
+    def is_present(self) -> bool:
+        """Whether at least one voxel is labelled."""
+        return self.first_slice is not None
+
 
 @dataclass(frozen=True)
 class ProjectedMeasurements:
@@ -58,6 +65,11 @@ class ProjectedMeasurements:
     number: int
     share: float
 
+    @property
+    def is_present(self) -> bool:
+        """Whether at least one pixel is labelled."""
+        return self.share > 0
+
 
 Measurements = Sequence[SegmentMeasurements | ProjectedMeasurements]
 """Of one result: all of a volume, or all of a radiograph, in the order of its segments."""
@@ -66,7 +78,7 @@ Measurements = Sequence[SegmentMeasurements | ProjectedMeasurements]
 def measure(
     volume: Volume, label_map: LabelMap, segments: Sequence[Segment]
 ) -> list[SegmentMeasurements]:
-    """Measure each segment, in the order given; rounded to what the image can support."""
+    """Measure each segment, in the order given."""
     return [_measured(volume, label_map.array == s.number, s.number) for s in segments]
 
 
@@ -77,7 +89,28 @@ def measure_case(
     if isinstance(case, Volume):
         return measure(case, label_map, segments)
     shares = {s.number: float((label_map.array == s.number).mean()) for s in segments}
-    return [ProjectedMeasurements(number, round(share, 6)) for number, share in shares.items()]
+    return [ProjectedMeasurements(number, share) for number, share in shares.items()]
+
+
+def volume_in_words(volume_ml: float) -> str:
+    """Millilitres for a person: tenths, and below one millilitre two digits that are not zero."""
+    if volume_ml >= 1:
+        return f"{volume_ml:,.1f} ml"
+    return f"{volume_ml:.{1 - math.floor(math.log10(volume_ml))}f} ml" if volume_ml else "not found"
+
+
+def share_in_words(share: float) -> str:
+    """A share of a radiograph's area for a person."""
+    if not share:
+        return "not found"
+    return f"{share:.1%} of the image" if share >= 0.0005 else "less than 0.1% of the image"
+
+
+def amount_in_words(found: SegmentMeasurements | ProjectedMeasurements) -> str:
+    """How much was found of a segment, in one short phrase."""
+    if isinstance(found, ProjectedMeasurements):
+        return share_in_words(found.share)
+    return volume_in_words(found.volume_ml)
 
 
 def as_json(measurements: Measurements) -> list[dict[str, Any]]:
@@ -102,10 +135,10 @@ def _measured(volume: Volume, mask: npt.NDArray[np.bool_], number: int) -> Segme
     values = volume.array[first : last + 1][mask]
     return SegmentMeasurements(
         number=number,
-        volume_ml=round(values.size * volume.voxel_ml, 3),
-        mean=round(float(values.mean(dtype=np.float64)), 2),
-        standard_deviation=round(float(values.std(dtype=np.float64)), 2),
-        diameter_mm=round(surface_diameter_mm(mask, volume.affine), 2),
+        volume_ml=values.size * volume.voxel_ml,
+        mean=float(values.mean(dtype=np.float64)),
+        standard_deviation=float(values.std(dtype=np.float64)),
+        diameter_mm=surface_diameter_mm(mask, volume.affine),
         first_slice=first,
         last_slice=last,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -13,23 +13,25 @@ from pydicom.dataset import Dataset
 
 from node.imaging.radiograph import as_displayed, normalised, radiograph_from
 from node.imaging.volume import volume_from_series
-from node.kinds import ResultKind
+from node.kinds import ResultKind, cut
 from node.manifest import ModelManifest, RadiographManifest
 from node.results.capture import encode_captures
 from node.results.measurements import Measurements, SegmentMeasurements
 from node.results.overlay import montage_png
 from node.results.pdf import encode_pdf
 from node.results.radiograph_picture import radiograph_png
-from node.results.report import NOTICE
 from node.results.rtstruct import encode_rtstruct
 from node.results.seg import Algorithm, encode_seg
 from node.results.sr import encode_sr
-from node.results.text_sr import encode_text_sr, text_document
+from node.results.text_sr import encode_text_sr
 from node.results.uids import ResultIdentity
 from node.sdk import Radiograph, Volume
 
 #: Black and white of a normalised radiograph, as integers.
 _SHADES = (0.0, 1000.0)
+#: Apart from those that other series' results have; IS holds 31 bits.
+_NUMBERS_OF_A_SERIES = 10_000
+_LARGEST_SERIES_NUMBER = 200_000
 #: TID 1500 and RT Structure Sets want a place in the patient.
 _OF_RADIOGRAPHS = (ResultKind.SEG, ResultKind.TEXT_SR, ResultKind.PDF, ResultKind.CAPTURE)
 
@@ -53,17 +55,29 @@ class Origin:
         """The model as objects name it."""
         return Algorithm.of(self.manifest)
 
-    def identity(self, kind: ResultKind, *, explanation: bool = False) -> ResultIdentity:
-        """Of one kind's series; the explanation of a missing result is none of the result's."""
+    def identity(
+        self, kind: ResultKind, source: Dataset, *, explanation: bool = False
+    ) -> ResultIdentity:
+        """Of one kind's series; the explanation of a missing result is none of the result's.
+
+        Number and description tell two models and two series of one study apart: series 3 and a
+        model numbered from 9000 make 39000, "ct_lungs ..., series 3". A number that is no small
+        one, as some makers write, is left out.
+        """
         results = self.manifest.results
-        said = f"{results.series_description[:54].rstrip()} no result"
+        number = source.get("SeriesNumber")
+        of = int(number) if number and 0 < int(number) <= _LARGEST_SERIES_NUMBER else 0
+        described = f"{self.manifest.name} {results.series_description}"
+        ending = f", series {of}" if of else ""
         return ResultIdentity.for_job(
             self.job_key,
-            series_number=results.series_number + kind.number,
-            series_description=said if explanation else kind.described(results.series_description),
+            series_number=_NUMBERS_OF_A_SERIES * of + results.series_number + kind.number,
+            series_description=cut(described, f" no result{ending}")
+            if explanation
+            else kind.described(described, ending),
             created=self.created,
             software_version=self.software_version,
-            kind="explanation" if explanation else str(kind),
+            kind=f"explanation {kind}" if explanation else str(kind),
         )
 
 
@@ -95,7 +109,7 @@ class Found:
             As :func:`node.results.seg.encode_seg` says.
         """
         numbered, segments = self.origin.manifest.settled(self.labels)
-        by = (self.sources, segments, self.origin.algorithm, self.origin.identity(kind))
+        by = (self.sources, segments, self.origin.algorithm, self._identity(kind))
         match kind:
             case ResultKind.SEG:
                 yield self.seg
@@ -110,13 +124,23 @@ class Found:
                 yield encode_rtstruct(numbered, *by)
             case ResultKind.CAPTURE:
                 images, window = self._shown
-                yield from encode_captures(images, numbered, *by, window=window, every=every)
+                yield from encode_captures(
+                    images,
+                    numbered,
+                    *by,
+                    measurements=self.measurements,
+                    window=window,
+                    every=every,
+                )
+
+    def _identity(self, kind: ResultKind) -> ResultIdentity:
+        return self.origin.identity(kind, self.sources[0])
 
     @cached_property
     def seg(self) -> Dataset:
         """The Segmentation, which the SR refers to."""
         numbered, segments = self.origin.manifest.settled(self.labels)
-        identity = self.origin.identity(ResultKind.SEG)
+        identity = self._identity(ResultKind.SEG)
         return encode_seg(numbered, self.sources, segments, self.origin.algorithm, identity)
 
     @cached_property
@@ -155,29 +179,3 @@ class Found:
             return np.rint(shades).astype(np.int16)[np.newaxis], _SHADES
         assert isinstance(self._case, Volume)  # noqa: S101
         return self._case.array, manifest.window_hu
-
-
-def explanation(reason: Mapping[str, str], sources: Sequence[Dataset], origin: Origin) -> Dataset:
-    """One page that says why a series has no result and what can be done, so that nobody waits.
-
-    Parameters
-    ----------
-    reason
-        ``cause`` and ``remedy`` of the error that stopped the job: they name tags, never values.
-    sources
-        De-identified instances, suitable or not; all of them become evidence.
-    """
-    return text_document(
-        [
-            f"{NOTICE}. There is no result for this series.",
-            f"Cause: {_ascii(reason['cause'])}",
-            f"What to do: {_ascii(reason['remedy'])}",
-        ],
-        sources,
-        origin.algorithm,
-        origin.identity(ResultKind.TEXT_SR, explanation=True),
-    )
-
-
-def _ascii(text: str) -> str:
-    return text.encode("ascii", "replace").decode("ascii")

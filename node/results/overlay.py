@@ -20,6 +20,7 @@ from node.errors import EmptyResult
 from node.manifest import CommandManifest, NetworkManifest, Segment
 from node.results import drawing
 from node.results.drawing import HEADER, LEGEND_LINE, MARGIN
+from node.results.measurements import volume_in_words
 from node.sdk import Volume
 
 VolumeManifest = NetworkManifest | CommandManifest
@@ -194,7 +195,7 @@ def _compose(
     legend: Sequence[tuple[Segment, float]],
     manifest: VolumeManifest,
 ) -> Image.Image:
-    amounts = [(segment, _volume_in_words(volume_ml)) for segment, volume_ml in legend]
+    amounts = [(segment, volume_in_words(volume_ml)) for segment, volume_ml in legend]
     grid_width = _COLUMNS * (_TILE_WIDTH + _GAP)
     legend_top = HEADER + coronal.height + _ABOVE_LEGEND
     width = 2 * MARGIN + grid_width + _GAP + coronal.width
@@ -211,9 +212,3 @@ def _compose(
     canvas.paste(coronal, (side, HEADER))
     drawing.legend(draw, (side, legend_top), coronal.width, amounts)
     return canvas
-
-
-def _volume_in_words(volume_ml: float) -> str:
-    if not volume_ml:
-        return "not found"
-    return f"{volume_ml:,.0f} ml" if volume_ml >= 10 else f"{volume_ml:.1f} ml"

@@ -13,6 +13,7 @@ from node.errors import EmptyResult
 from node.manifest import ModelManifest, Segment
 from node.results import drawing
 from node.results.drawing import HEADER, LEGEND_LINE, MARGIN
+from node.results.measurements import share_in_words
 
 _LARGEST = (1100, 900)  # width and height of the image
 _NARROWEST = 1000  # of the whole picture: the header needs it
@@ -60,14 +61,9 @@ def radiograph_png(
     draw = ImageDraw.Draw(canvas)
     drawing.header(draw, width, manifest)
     canvas.paste(tile, ((width - tile.width) // 2, HEADER))
-    amounts = [(one, _area_in_words(labels == one.number)) for one in segments]
+    # A share of the image: what a pixel measures in the patient, a projection does not say.
+    amounts = [(one, share_in_words(float((labels == one.number).mean()))) for one in segments]
     drawing.legend(draw, (MARGIN, legend_top), width - 2 * MARGIN, amounts)
     stream = BytesIO()
     canvas.save(stream, "PNG")
     return stream.getvalue()
-
-
-def _area_in_words(found: NDArray[np.bool_]) -> str:
-    """A share of the image: what a pixel measures in the patient, a projection does not say."""
-    share = float(found.mean())
-    return f"{share:.1%} of the image" if share else "not found"

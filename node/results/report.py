@@ -6,13 +6,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from typing import Any
 
 from highdicom.base import SOPClass
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from node.results.measurements import ProjectedMeasurements, SegmentMeasurements
+from node.results.measurements import (
+    ProjectedMeasurements,
+    SegmentMeasurements,
+    share_in_words,
+    volume_in_words,
+)
 from node.results.seg import MANUFACTURER, Algorithm, processing_equipment
 from node.results.uids import ResultIdentity
 
@@ -31,10 +37,10 @@ def statements(
 ) -> list[str]:
     """What was measured of a segment, for a person; ASCII, says so when it was not found."""
     if isinstance(found, ProjectedMeasurements):
-        return [f"{found.share:.1%} of the image" if found.share else "not found"]
-    if not found.volume_ml:
+        return [share_in_words(found.share)]
+    if not found.is_present:
         return ["not found"]
-    said = [f"volume {found.volume_ml:,.1f} ml"]
+    said = [f"volume {volume_in_words(found.volume_ml)}"]
     if found.mean is not None and found.standard_deviation is not None:
         ct = source_instances[0].Modality == "CT"
         name, unit = ("attenuation", " HU") if ct else ("signal", "")
@@ -93,7 +99,6 @@ def new_document(
 ) -> Dataset:
     """Patient, study, series and SOP common of a kind that highdicom has no class for."""
     return SOPClass(
-        study_instance_uid=source.StudyInstanceUID,
         series_instance_uid=identity.series_instance_uid,
         series_number=identity.series_number,
         sop_instance_uid=identity.sop_instance_uid,
@@ -102,18 +107,26 @@ def new_document(
         modality=modality,
         manufacturer=MANUFACTURER,
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        patient_id=source.PatientID,
-        patient_name=source.PatientName,
-        patient_birth_date=source.PatientBirthDate,
-        patient_sex=source.PatientSex,
-        accession_number=source.AccessionNumber,
-        study_id=source.StudyID,
-        study_date=source.StudyDate,
-        study_time=source.StudyTime,
-        referring_physician_name=source.ReferringPhysicianName,
+        **patient_and_study(source),
         specific_character_set="ISO_IR 192",
         series_description=identity.series_description,
     )
+
+
+def patient_and_study(source: Dataset) -> dict[str, Any]:
+    """What every class of highdicom wants to know of them, by the names of its arguments."""
+    return {
+        "study_instance_uid": source.StudyInstanceUID,
+        "patient_id": source.PatientID,
+        "patient_name": source.PatientName,
+        "patient_birth_date": source.PatientBirthDate,
+        "patient_sex": source.PatientSex,
+        "accession_number": source.AccessionNumber,
+        "study_id": source.StudyID,
+        "study_date": source.StudyDate,
+        "study_time": source.StudyTime,
+        "referring_physician_name": source.ReferringPhysicianName,
+    }
 
 
 def reference_to(source: Dataset) -> Dataset:

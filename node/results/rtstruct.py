@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import contourpy
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import RTStructureSetStorage
+from scipy.spatial import cKDTree
 
 from node.manifest import Segment
 from node.results.report import complete_report, new_document, quiet, reference_to
@@ -17,6 +19,7 @@ from node.results.source import SourceSeries
 from node.results.uids import ResultIdentity
 
 STRUCTURE_SET_LABEL = "AI"
+_ANATOMY = frozenset({"123037004", "91723000"})  # CID 7150: Anatomical Structure, old and new code
 
 
 def encode_rtstruct(
@@ -28,8 +31,8 @@ def encode_rtstruct(
 ) -> Dataset:
     """Closed planar contours of each segment on each slice, in the patient's coordinates.
 
-    A hole is a contour inside a contour: what lies in an even number of them is outside (the
-    exclusive or, which planning systems apply to CLOSED_PLANAR contours of one ROI).
+    A hole is reached from its outer contour by a channel of no width, walked in and out (the
+    keyhole of C.8.8.6.3), which every reader fills right. No contour lies inside another's area.
 
     Parameters
     ----------
@@ -52,14 +55,40 @@ def encode_rtstruct(
 
 
 def contours_of(mask: NDArray[np.bool_]) -> Iterator[NDArray[np.float64]]:
-    """Closed outlines of one slice's mask, as points (n, 2) of (row, column), first not repeated.
+    """Closed outlines of one slice's mask, as points (n, 2) of (row, column), first not repeated;
+    one for each connected part, with channels to its holes.
 
     They run half-way between pixel centres inside and outside, so that a pixel's centre is inside
     the outline when the pixel is inside the mask.
     """
     padded = np.pad(mask, 1).astype(np.float32)
-    for points in contourpy.contour_generator(z=padded).lines(0.5):
-        yield np.asarray(points, float)[:-1, ::-1] - 1
+    generator = contourpy.contour_generator(z=padded, fill_type=contourpy.FillType.OuterOffset)
+    for points, starts in zip(*generator.filled(0.5, 2.0), strict=True):
+        outer, *holes = (
+            np.asarray(points[first : after - 1], float)[:, ::-1] - 1
+            for first, after in pairwise(starts)
+        )
+        yield _with_keyholes(outer, holes)
+
+
+def _with_keyholes(
+    outer: NDArray[np.float64], holes: list[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """One outline that visits each hole by the shortest channel, the nearest hole first."""
+    while holes:
+        channels = [_channel(outer, hole) for hole in holes]
+        nearest = min(range(len(holes)), key=lambda place: channels[place][0])
+        _, leave, enter = channels[nearest]
+        hole = np.roll(holes.pop(nearest), -enter, axis=0)
+        outer = np.concatenate([outer[: leave + 1], hole, hole[:1], outer[leave:]])
+    return outer
+
+
+def _channel(outer: NDArray[np.float64], hole: NDArray[np.float64]) -> tuple[float, int, int]:
+    """Length of the shortest way between two outlines, and its ends' places in them."""
+    lengths, places = cKDTree(outer).query(hole)
+    enter = int(np.argmin(lengths))
+    return float(lengths[enter]), int(places[enter]), enter
 
 
 def _roi_contour(mask: NDArray[np.bool_], sources: Sequence[Dataset], segment: Segment) -> Dataset:
@@ -132,7 +161,8 @@ def _observation(segment: Segment) -> Dataset:
     observation = Dataset()
     observation.ObservationNumber = segment.number
     observation.ReferencedROINumber = segment.number
-    observation.RTROIInterpretedType = "ORGAN"
+    # Type 2: of what is no anatomy, a lesion say, the terms of the standard are a planner's choice.
+    observation.RTROIInterpretedType = "ORGAN" if segment.category.value in _ANATOMY else None
     observation.ROIInterpreter = None
     return observation
 

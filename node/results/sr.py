@@ -78,7 +78,7 @@ def encode_sr(
             imaging_measurements=[
                 _group(found, segment, described[segment.number], seg, source_instances)
                 for found, segment in zip(measurements, segments, strict=True)
-                if found.volume_ml
+                if found.is_present
             ],
         )
         sr = hd.Comprehensive3DSR(

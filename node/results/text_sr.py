@@ -16,10 +16,12 @@ from node.results.measurements import Measurements
 from node.results.report import NOTICE, complete_report, new_document, quiet, statements, title_of
 from node.results.seg import Algorithm
 from node.results.source import named
+from node.results.sr import device_observer
 from node.results.uids import ResultIdentity
 
 FINDING = codes.DCM.Finding
 FINDINGS = codes.DCM.Findings
+ENGLISH = hd.CodedConcept("en-US", "RFC5646", "English (United States)")
 CONTAINS = hd.RelationshipTypeValues.CONTAINS
 
 
@@ -86,6 +88,7 @@ def _document(sources: Sequence[Dataset], identity: ResultIdentity) -> Dataset:
 
 
 def _content(paragraphs: Sequence[str], algorithm: Algorithm) -> Dataset:
+    """TID 2000: language (TID 1204), who observed (TID 1001), one section."""
     title = Code("18748-4", "LN", "Diagnostic imaging report")
     root = hd.ContainerContentItem(name=title, is_content_continuous=False, template_id="2000")
     section = hd.ContainerContentItem(
@@ -97,5 +100,7 @@ def _content(paragraphs: Sequence[str], algorithm: Algorithm) -> Dataset:
             for text in (title_of(algorithm), *paragraphs)
         ]
     )
-    root.ContentSequence = hd.ContentSequence([section])
+    language = hd.LanguageOfContentItemAndDescendants(ENGLISH)
+    observer = hd.ObservationContext(device_observer(algorithm))
+    root.ContentSequence = hd.ContentSequence([*language, *observer, section])
     return root

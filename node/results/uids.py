@@ -42,9 +42,9 @@ class ResultIdentity:
     series_instance_uid, sop_instance_uid
         UIDs of the result.
     series_number
-        Number of the result's series, chosen so as not to collide (9000 and above).
+        Number of the result's series; :meth:`node.results.objects.Origin.identity` says which.
     series_description
-        Unique in the study, at most 64 ASCII characters, begins with the model's name.
+        At most 64 ASCII characters.
     created
         When the job was made; becomes content, series and instance creation date and time.
     software_version

@@ -51,15 +51,16 @@ def rewrite_card(card: Path, text: str) -> None:
 def section(evaluation: Evaluation) -> str:
     """Tables in Markdown: overall, by case, by scanner, under stress; and what they do not say."""
     measurements = sorted(evaluation.measurements, key=lambda one: list(ROLES).index(one.role))
+    distance, amount = ("pixels", "1000 pixels") if evaluation.in_pixels else ("mm", "ml")
     parts = [
         f"Run by {evaluation.engine}, on the images' own grid, 3-D components chosen. Intervals "
         "are 95 % bootstrap: of a mean over patients, of one case over blocks of slices (which "
         "says nothing of other patients). Distance: 95th percentile between both surfaces.",
         _overall(measurements),
-        _cases(measurements),
+        _cases(measurements, distance, amount),
         _scanners(measurements),
-        _stressed(evaluation.stressed),
-        _empty(evaluation.empty),
+        _stressed(evaluation.stressed, amount),
+        _empty(evaluation.empty, amount),
         _limits(measurements),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -85,14 +86,12 @@ def _overall(measurements: Sequence[Measurement]) -> str:
     return "\n".join([head, "| --- | --- | --- | --- | --- | --- |", *rows])
 
 
-def _cases(measurements: Sequence[Measurement]) -> str:
+def _cases(measurements: Sequence[Measurement], distance: str, amount: str) -> str:
     cases = list(dict.fromkeys((m.role, m.case) for m in measurements))
+    which = ""
     if len(cases) > CASES_SHOWN:
-        by_dice = {
-            case: min((m.dice for m in measurements if (m.role, m.case) == case), default=math.nan)
-            for case in cases
-        }
-        cases = sorted(cases, key=lambda case: by_dice[case])[:CASES_SHOWN]
+        which = f"The {CASES_SHOWN} worst of {len(cases)} cases:\n\n"
+        cases = sorted(cases, key=lambda case: _worst_dice(measurements, case))[:CASES_SHOWN]
     rows = [
         f"| {m.case} | {ROLES[m.role]} | {m.label} | {_number(m.dice, 4)}{_shown(m.dice_interval)}"
         f" | {_number(m.surface_distance_p95_mm, 1)} | {m.truth_ml:.0f} | {m.found_ml:.0f} | "
@@ -102,10 +101,16 @@ def _cases(measurements: Sequence[Measurement]) -> str:
         if (m.role, m.case) == case
     ]
     head = (
-        "| case | was | label | Dice | distance, mm | labelled, ml | found, ml | wrong side, ml |"
+        f"| case | was | label | Dice | distance, {distance} | labelled, {amount} | "
+        f"found, {amount} | wrong side, {amount} |"
     )
-    which = "" if len(cases) <= CASES_SHOWN else f"The {CASES_SHOWN} worst cases:\n\n"
     return which + "\n".join([head, "| --- " * 8 + "|", *rows])
+
+
+def _worst_dice(measurements: Sequence[Measurement], case: tuple[str, str]) -> float:
+    """Of one case's labels; one that is neither there nor found has no Dice, and is no failure."""
+    found = [m.dice for m in measurements if (m.role, m.case) == case and not math.isnan(m.dice)]
+    return min(found, default=math.inf)
 
 
 def _scanners(measurements: Sequence[Measurement]) -> str:
@@ -127,7 +132,7 @@ def _scanners(measurements: Sequence[Measurement]) -> str:
     return "\n".join([head, "| --- | --- | --- | --- |", *rows])
 
 
-def _stressed(stressed: Sequence[tuple[str, Measurement]]) -> str:
+def _stressed(stressed: Sequence[tuple[str, Measurement]], amount: str) -> str:
     """The worst of all cases, for each change and label."""
     if not stressed:
         return ""
@@ -141,19 +146,19 @@ def _stressed(stressed: Sequence[tuple[str, Measurement]]) -> str:
             cells.append(_number(min(values, default=math.nan), 3))
         wrong = max(m.confused_ml for name, m in stressed if name == change)
         rows.append(f"| {change} | {' | '.join(cells)} | {wrong:.1f} |")
-    head = f"| the same images with ... | {' | '.join(labels)} | wrong side, ml |"
+    head = f"| the same images with ... | {' | '.join(labels)} | wrong side, {amount} |"
     note = "Dice of the worst case that did not train the model:"
     return "\n".join([note, "", head, "| --- " * (len(labels) + 2) + "|", *rows])
 
 
-def _empty(cases: Sequence[EmptyCase]) -> str:
+def _empty(cases: Sequence[EmptyCase], amount: str) -> str:
     """What of series that show no such organ."""
     if not cases:
         return ""
     rows = [
         f"| {one.name} | {one.refusal or 'taken'} | {_number(one.found_ml, 1)} |" for one in cases
     ]
-    head = "| shows none of it | the node's word | found all the same, ml |"
+    head = f"| shows none of it | the node's word | found all the same, {amount} |"
     note = (
         "Series in which nothing is to be found. The last column is what the network found with "
         "its input contract set aside:"

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydicom import dcmread
 
-from node.errors import NodeError
+from node.errors import NodeError, NotPossible
 from node.imaging.suitability import require_suitable
 from node.imaging.volume import series_geometry
-from node.manifest import InputContract
+from node.manifest import CommandManifest, InputContract, RadiographManifest
 from node.packages import Model
+from node.sdk import Radiograph, Volume
 from node.training.examples import Example
 from node.training.measures import dice, surface_distance_p95_mm
 from node.training.recipe import Labels
@@ -79,11 +81,15 @@ class Evaluation:
     stressed: tuple[tuple[str, Measurement], ...] = ()
     """What was changed, and the measurement after it."""
     empty: tuple[EmptyCase, ...] = ()
+    in_pixels: bool = False
+    """Of radiographs: what counts as a millimetre is a pixel, as a millilitre a thousand pixels,
+    for what a pixel measures in the patient, a projection does not say."""
 
     def as_json(self) -> dict[str, Any]:
         """For ``evaluation.json``; NaN is null."""
         return {
             "engine": self.engine,
+            "units": "pixels" if self.in_pixels else "mm, ml",
             "measurements": [_plain(asdict(one)) for one in self.measurements],
             "stressed": [{"change": name, **_plain(asdict(m))} for name, m in self.stressed],
             "empty": [_plain(asdict(one)) for one in self.empty],
@@ -129,6 +135,7 @@ def evaluate(
         str(runtime.engine) if runtime is not None else "a program of its own",
         tuple(measurements),
         tuple(stressed),
+        in_pixels=isinstance(model.manifest, RadiographManifest),
     )
 
 
@@ -143,8 +150,9 @@ def look_for_nothing(model: Any, contract: InputContract, data: Path) -> Iterato
         except NodeError as error:
             refusal = str(error)
         try:
-            volume = series_of(instances).volume
-            found_ml = int((model.segment(volume).array > 0).sum()) * volume.voxel_ml
+            series = series_of(instances)
+            found = _segmented(model, series.volume, series.files)
+            found_ml = int((found > 0).sum()) * series.volume.voxel_ml
         except NodeError as error:
             refusal, found_ml = refusal or str(error), math.nan
         yield EmptyCase(name, refusal, found_ml)
@@ -152,8 +160,21 @@ def look_for_nothing(model: Any, contract: InputContract, data: Path) -> Iterato
 
 def predict(model: Any, example: Example) -> Labels:
     """What the model finds in an example, shape (slices, rows, columns)."""
-    found: Labels = model.segment(example.image).array
-    return found.reshape(example.labels.shape)
+    return _segmented(model, example.image, example.files).reshape(example.labels.shape)
+
+
+def _segmented(model: Any, image: Volume | Radiograph, files: Sequence[Path]) -> Labels:
+    """By a network; or by a program, which may read the instances instead of the volume."""
+    if not isinstance(model.manifest, CommandManifest):
+        found: Labels = model.segment(image).array
+        return found
+    if model.manifest.command.reads == "dicom" and not files:
+        raise NotPossible(
+            f"{model.manifest.name} reads DICOM, and these cases are no DICOM files",
+            remedy="Give --data folders of DICOM series with a SEG or NIfTI labels.",
+        )
+    segmented: Labels = model.segment(image, instances=[dcmread(file) for file in files]).array
+    return segmented
 
 
 def measure(

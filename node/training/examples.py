@@ -27,6 +27,8 @@ class Example:
         Of (slice, row, column); ones where the image has none: distances are then pixels.
     scanner
         Who made it, and how: the group it is counted in.
+    files
+        Of the series, in any order: a program that is a model may want to read them itself.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Example:
     labels: Labels
     spacing_mm: tuple[float, float, float]
     scanner: str
+    files: tuple[Path, ...] = ()
 
 
 def volume_examples(data: Sequence[Path], segments: Sequence[Segment]) -> Iterator[Example]:
@@ -50,7 +53,13 @@ def example_of(series: Series, labels: Labels) -> Example:
     """A series with its labels."""
     volume = series.volume
     return Example(
-        series.name, series.patient, volume, labels, volume.spacing_mm, scanner_of(series.header)
+        series.name,
+        series.patient,
+        volume,
+        labels,
+        volume.spacing_mm,
+        scanner_of(series.header),
+        series.files,
     )
 
 

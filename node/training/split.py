@@ -23,9 +23,9 @@ def split_by_patient(
 ) -> Split:
     """Hold out the named patients, or ``share`` of all of them.
 
-    The share is chosen by the hash of each patient's name: it depends on no seed and no order, and
-    a patient who is added later moves no other from validation into training, but for the one on
-    the border.
+    The share is chosen by the hash of each patient's name: it depends on no seed and no order. With
+    more patients the share is of more, and a patient near its border may change sides: name the
+    patients where a comparison must outlast the data.
 
     Raises
     ------

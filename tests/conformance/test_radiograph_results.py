@@ -67,7 +67,7 @@ def test_each_is_one_valid_object(kind: ResultKind, found: Found, tmp_path: Path
 def test_the_text_says_how_much_of_the_image_it_is(found: Found) -> None:
     """In words that a projection allows."""
     [made] = found.encoded(ResultKind.TEXT_SR)
-    said = [item.TextValue for item in made.ContentSequence[0].ContentSequence]
+    said = [item.TextValue for item in made.ContentSequence[-1].ContentSequence]
     assert sum("16.7% of the image" in text for text in said) == 2
     assert not any("ml" in text for text in said)
 

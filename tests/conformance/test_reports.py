@@ -1,12 +1,13 @@
-"""SR, text, PDF, Secondary Capture and structure set: read back by programs that are not ours."""
+"""Every kind of result, and the page that explains a missing one: read back by programs that are
+not ours."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -14,91 +15,16 @@ import highdicom as hd
 import numpy as np
 import pypdfium2
 import pytest
-from matplotlib.path import Path as MatplotlibPath
 from pydicom import config, dcmread
 from pydicom.dataset import Dataset
 
-from node.imaging.volume import volume_from_series
-from node.manifest import ModelManifest
+from node.kinds import ResultKind
 from node.packages import find_models
-from node.results.capture import FILL_OPACITY, encode_captures
-from node.results.measurements import SegmentMeasurements, measure
-from node.results.overlay import montage_png
-from node.results.pdf import encode_pdf
+from node.results.measurements import measure
+from node.results.objects import Found
 from node.results.report import NOTICE
-from node.results.rtstruct import encode_rtstruct
-from node.results.seg import Algorithm, encode_seg
-from node.results.sr import encode_sr
-from node.results.text_sr import encode_text_sr
-from node.results.uids import ResultIdentity
-from node.sdk import LabelMap, Volume
-from tests.phantoms import chest_truth, ct_series
-
-MODELS = Path(__file__).resolve().parents[2] / "models"
-WINDOW = (-1000.0, 400.0)
-KINDS = ("sr", "text_sr", "pdf", "capture", "rtstruct")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One series with what was found in it."""
-
-    volume: Volume
-    labels: np.ndarray
-    sources: list[Dataset]
-    manifest: ModelManifest
-    seg: Dataset
-    measurements: list[SegmentMeasurements]
-
-    def encoded(self, kind: str) -> list[Dataset]:
-        common = (self.sources, self.manifest.segments, Algorithm.of(self.manifest), identity(kind))
-        if kind == "sr":
-            return [encode_sr(self.measurements, self.seg, *common)]
-        if kind == "text_sr":
-            return [encode_text_sr(self.measurements, *common)]
-        if kind == "pdf":
-            picture = montage_png(self.volume, self.labels, self.manifest)
-            return [encode_pdf(picture, self.measurements, *common)]
-        if kind == "rtstruct":
-            return [encode_rtstruct(self.labels, *common)]
-        return list(encode_captures(self.volume.array, self.labels, *common, window=WINDOW))
-
-
-def identity(kind: str) -> ResultIdentity:
-    return ResultIdentity.for_job(
-        "a job's key",
-        series_number=9001,
-        series_description=f"ct_lungs {kind}",
-        created=datetime(2026, 11, 3, 12, 30, 1),
-        software_version="0.1.0",
-        kind=kind,
-    )
-
-
-@pytest.fixture(scope="module")
-def case() -> Case:
-    series = ct_series()
-    volume = volume_from_series(series)
-    by_uid = {instance.SOPInstanceUID: instance for instance in series}
-    sources = [by_uid[uid] for uid in volume.sop_instance_uids]
-    labels = chest_truth(sources)
-    labels[0] = 0  # a slice with nothing to show
-    manifest = find_models(MODELS)["ct_lungs"]
-    seg = encode_seg(labels, sources, manifest.segments, Algorithm.of(manifest), identity("seg"))
-    found = measure(volume, LabelMap(labels, volume.sop_instance_uids), manifest.segments)
-    return Case(volume, labels, sources, manifest, seg, found)
-
-
-@pytest.fixture(scope="module")
-def encoded(case: Case) -> Callable[[str], list[Dataset]]:
-    made: dict[str, list[Dataset]] = {}
-
-    def once(kind: str) -> list[Dataset]:
-        if kind not in made:
-            made[kind] = case.encoded(kind)
-        return made[kind]
-
-    return once
+from node.sdk import LabelMap
+from tests.result_case import EXPLAINED, IODS, KINDS, MODELS, Case
 
 
 def part10(instance: Dataset) -> bytes:
@@ -116,9 +42,19 @@ def test_dciodvfy_finds_no_error(
     path.write_bytes(part10(encoded(kind)[0]))
     done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, timeout=60)
     assert "Error" not in done.stderr, done.stderr
-    assert done.stderr.splitlines()[0] in {
-        "Comprehensive3DSR", "BasicTextSR", "EncapsulatedPDF", "SCImage", "RTStructureSet",
-    }  # fmt: skip
+    assert done.stderr.splitlines()[0] == IODS[ResultKind(kind.removeprefix("explained by "))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dcmtk_reads_every_element(
+    kind: str, encoded: Callable[[str], list[Dataset]], tmp_path: Path
+) -> None:
+    """dcmdump comments on what it cannot parse, on wrong lengths and on unknown values."""
+    for number, one in enumerate(encoded(kind)):
+        (tmp_path / f"{number}.dcm").write_bytes(part10(one))
+    command = ["/usr/bin/dcmdump", "--quiet", *map(str, sorted(tmp_path.iterdir()))]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,7 +93,8 @@ def test_all_belong_to_the_study_and_to_one_series_of_their_own(
     assert {one.StudyInstanceUID for one in instances} == {source.StudyInstanceUID}
     assert {one.PatientID for one in instances} == {source.PatientID}
     (series,) = {one.SeriesInstanceUID for one in instances}
-    assert series not in (source.SeriesInstanceUID, case.seg.SeriesInstanceUID)
+    others = {encoded(other)[0].SeriesInstanceUID for other in KINDS if other != kind}
+    assert series not in (source.SeriesInstanceUID, *others)
     assert len({one.SOPInstanceUID for one in instances}) == len(instances)
 
 
@@ -167,11 +104,14 @@ def test_sr_holds_the_numbers_and_points_at_the_segments(
     """Read by highdicom's own parser of TID 1500, which is what a machine would use."""
     report = hd.sr.Comprehensive3DSR.from_dataset(encoded("sr")[0])
     groups = report.content.get_volumetric_roi_measurement_groups()
-    assert len(groups) == len(case.measurements) == 2
-    for group, found, item in zip(groups, case.measurements, case.seg.SegmentSequence, strict=True):
+    assert len(groups) == len(case.found.measurements) == 2
+    (seg,) = encoded("seg")
+    for group, found, item in zip(
+        groups, case.found.measurements, seg.SegmentSequence, strict=True
+    ):
         assert group.tracking_uid == item.TrackingUID
         segment = group.referenced_segment
-        assert segment.referenced_sop_instance_uid == case.seg.SOPInstanceUID
+        assert segment.referenced_sop_instance_uid == seg.SOPInstanceUID
         (volume,) = group.get_measurements(name=hd.sr.CodedConcept("118565006", "SCT", "Volume"))
         assert volume.value == found.volume_ml
         assert (volume.unit.value, volume.unit.scheme_designator) == ("mL", "UCUM")
@@ -191,10 +131,10 @@ def test_sr_names_all_sources_and_the_seg_as_evidence(
         for series in study.ReferencedSeriesSequence
         for instance in series.ReferencedSOPSequence
     }
-    assert named == {one.SOPInstanceUID for one in [*case.sources, case.seg]}
+    assert named == {one.SOPInstanceUID for one in [*case.sources, encoded("seg")[0]]}
 
 
-@pytest.mark.parametrize("kind", ["sr", "text_sr"])
+@pytest.mark.parametrize("kind", ["sr", "text_sr", "explained by text_sr"])
 def test_dcmtk_prints_the_report(
     kind: str, encoded: Callable[[str], list[Dataset]], tmp_path: Path
 ) -> None:
@@ -204,18 +144,20 @@ def test_dcmtk_prints_the_report(
     command = ["/usr/bin/dsrdump", "+Pl", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert "E:" not in done.stderr
-    for said in ("Left lung", "Right lung"):
-        assert said in done.stdout
+    said = ["What to do"] if kind in EXPLAINED else ["Left lung", "Right lung"]
+    assert all(words in done.stdout for words in said)
+    assert "Language of Content Item and Descendants" in done.stdout  # TID 1204, mandatory
+    assert "Device Observer Name" in done.stdout  # TID 1001, mandatory
 
 
 def test_text_says_what_a_person_must_know(
     case: Case, encoded: Callable[[str], list[Dataset]]
 ) -> None:
     """The notice, and each segment with its volume."""
-    section = encoded("text_sr")[0].ContentSequence[0]
+    section = encoded("text_sr")[0].ContentSequence[-1]
     said = "\n".join(item.TextValue for item in section.ContentSequence)
     assert NOTICE in said
-    for segment, found in zip(case.manifest.segments, case.measurements, strict=True):
+    for segment, found in zip(case.segments, case.found.measurements, strict=True):
         assert f"{segment.label}: volume {found.volume_ml:,.1f} ml" in said
 
 
@@ -224,71 +166,58 @@ def test_pdf_is_a_page_with_text(case: Case, encoded: Callable[[str], list[Datas
     with pypdfium2.PdfDocument(encoded("pdf")[0].EncapsulatedDocument) as document:
         (page,) = document
         said = page.get_textpage().get_text_bounded()
-    for words in (NOTICE, "Left lung", f"volume {case.measurements[0].volume_ml:,.1f} ml"):
+    for words in (NOTICE, "Left lung", f"volume {case.found.measurements[0].volume_ml:,.1f} ml"):
         assert words in said
 
 
-def test_captures_lie_where_their_sources_lie(
-    case: Case, encoded: Callable[[str], list[Dataset]]
-) -> None:
-    """Each slice with a segment has one picture, at its place, that names it as its source."""
-    shown = [case.sources[i] for i in np.flatnonzero(case.labels.any(axis=(1, 2)))]
-    for picture, source in zip(encoded("capture"), shown, strict=True):
-        for keyword in (
-            "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
-            "FrameOfReferenceUID", "Rows", "Columns",
-        ):  # fmt: skip
-            assert picture[keyword].value == source[keyword].value, keyword
-        (item,) = picture.SourceImageSequence
-        assert item.ReferencedSOPInstanceUID == source.SOPInstanceUID
-        assert picture.BurnedInAnnotation == "YES"
+def test_a_single_small_voxel_is_a_finding(case: Case) -> None:
+    """A third of a cubic millimetre is in the SEG, so no report says that it was not found."""
+    small = replace(case.volume, affine=case.volume.affine.copy(), spacing_mm=(0.36, 1.0, 1.0))
+    labels = np.zeros_like(case.labels)
+    labels[3, 20, 20] = 1
+    label_map = LabelMap(labels, case.volume.sop_instance_uids)
+    measured = measure(small, label_map, case.segments)
+    assert measured[0].volume_ml == pytest.approx(0.00036)
+    found = replace(case.found, labels=labels, measurements=measured)
+    (text,) = found.encoded(ResultKind.TEXT_SR)
+    said = [item.TextValue for item in text.ContentSequence[-1].ContentSequence]
+    assert "Left lung: volume 0.00036 ml" in said
+    assert "Right lung: not found" in said
+    (report,) = found.encoded(ResultKind.SR)
+    parsed = hd.sr.Comprehensive3DSR.from_dataset(report)
+    (group,) = parsed.content.get_volumetric_roi_measurement_groups()
+    (volume,) = group.get_measurements(name=hd.sr.CodedConcept("118565006", "SCT", "Volume"))
+    assert volume.value == pytest.approx(0.00036)
 
 
-def test_anatomy_stays_visible_under_the_colour(
-    case: Case, encoded: Callable[[str], list[Dataset]]
-) -> None:
-    """Inside a segment at most a fifth of a pixel is colour; outside nothing is."""
-    index = len(case.labels) // 2
-    (picture,) = [
-        one for one in encoded("capture")
-        if one.ImagePositionPatient == case.sources[index].ImagePositionPatient
-    ]  # fmt: skip
-    pixels = picture.pixel_array.astype(float)
-    low, high = WINDOW
-    grey = np.round(255 * np.clip((case.volume.array[index] - low) / (high - low), 0, 1))
-    labels = case.labels[index]
-    middle = slice(len(labels) * 2 // 5, len(labels) * 19 // 40)  # no text there
-    outside = labels[middle] == 0
-    assert np.array_equal(pixels[middle][outside], np.repeat(grey[middle][outside, None], 3, 1))
-    for segment in case.manifest.segments:
-        inner = np.zeros(labels.shape, bool)
-        inner[middle] = _eroded(labels == segment.number)[middle]
-        assert inner.any()
-        expected = (1 - FILL_OPACITY) * grey[inner, None] + FILL_OPACITY * np.array(segment.rgb)
-        assert np.abs(pixels[inner] - expected).max() <= 1
+def test_forty_segments_leave_the_picture_half_a_page(many: Found) -> None:
+    """The table goes on overleaf, and loses no row."""
+    (made,) = many.encoded(ResultKind.PDF)
+    with pypdfium2.PdfDocument(made.EncapsulatedDocument) as document:
+        said = "\n".join(page.get_textpage().get_text_bounded() for page in document)
+        first = np.asarray(document[0].render(grayscale=True).to_numpy()).squeeze()
+    assert {int(number) for number in re.findall(r"Part (\d+)", said)} == set(range(1, 41))
+    assert 0.4 < (first < 64).any(axis=1).mean() < 0.7  # the picture is dark, the page is white
 
 
-def test_contours_enclose_the_label_map(
-    case: Case, encoded: Callable[[str], list[Dataset]]
-) -> None:
-    """Filled again by another library with the even-odd rule, the contours give the masks."""
-    rows, columns = np.indices(case.labels.shape[1:])
-    centres = np.c_[columns.ravel(), rows.ravel()]
-    positions = {one.SOPInstanceUID: index for index, one in enumerate(case.sources)}
-    to_index = np.linalg.inv(case.volume.affine)
-    for roi in encoded("rtstruct")[0].ROIContourSequence:
-        filled = np.zeros(case.labels.shape, bool)
-        for contour in roi.ContourSequence:
-            (reference,) = contour.ContourImageSequence
-            index = positions[reference.ReferencedSOPInstanceUID]
-            points_mm = np.reshape(np.asarray(contour.ContourData, float), (-1, 3))
-            points = (np.c_[points_mm, np.ones(len(points_mm))] @ to_index.T)[:, :3]
-            assert np.allclose(points[:, 0], index, atol=1e-3)
-            outline = MatplotlibPath(points[:, [2, 1]])
-            filled[index] ^= outline.contains_points(centres).reshape(rows.shape)
-        assert np.array_equal(filled, case.labels == roi.ReferencedROINumber)
+def test_series_are_told_apart(case: Case) -> None:
+    """Two models, two series of one study, and all kinds: no number or description twice, and each
+    description begins with the model's name."""
+    models = find_models(MODELS)
+    identities = [
+        replace(case.found.origin, manifest=models[model]).identity(kind, source)
+        for model in ("ct_lungs", "cxr_lungs")
+        for kind in ResultKind
+        for source in (Dataset(), _numbered(3), _numbered(4))
+    ]
+    assert len({one.series_number for one in identities}) == len(identities)
+    assert len({one.series_description for one in identities}) == len(identities)
+    for one in identities:
+        assert one.series_description.startswith(("ct_lungs ", "cxr_lungs "))
+        assert len(one.series_description) <= 64
 
 
-def _eroded(mask: np.ndarray) -> np.ndarray:
-    padded = np.pad(mask, 1)
-    return padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:] & mask
+def _numbered(series_number: int) -> Dataset:
+    source = Dataset()
+    source.SeriesNumber = series_number
+    return source

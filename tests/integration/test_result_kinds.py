@@ -141,7 +141,7 @@ def test_both_pacs_are_told_why_a_series_has_no_result(sent: Sent, tmp_path: Pat
         [page] = sent.objects(pacs, sent.gap)
         assert page.SOPClassUID == BasicTextSRStorage
         assert page.PatientID == SENTINEL["PatientID"]
-        section = page.ContentSequence[0]
+        section = page.ContentSequence[-1]
         said = "\n".join(item.TextValue for item in section.ContentSequence)
         assert job["cause"] in said and job["remedy"] in said
         stream = io.BytesIO()

@@ -19,6 +19,7 @@ from node.authoring.check import check_model
 from node.authoring.seal import seal_model
 from node.errors import ModelFault, NodeError, NotPossible
 from node.manifest import NetworkManifest, read_manifest
+from node.packages import find_models
 from node.reference import read_reference
 from node.tables import Finding
 from tests.packages.conftest import MODELS
@@ -31,7 +32,8 @@ SERIES = {"slices": 20, "rows": 160, "columns": 190, "spacing_mm": (6, 2, 2)}
 def models(tmp_path: Path) -> Path:
     """A folder of models with ct_lungs in it, free to be spoiled."""
     place = tmp_path / "models"
-    shutil.copytree(MODELS / "ct_lungs", place / "ct_lungs")
+    unwanted = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(MODELS / "ct_lungs", place / "ct_lungs", ignore=unwanted)
     return place
 
 
@@ -83,6 +85,8 @@ def test_new_then_seal_gives_a_folder_that_passes(
     assert isinstance(manifest, NetworkManifest)
     assert (manifest.name, manifest.version, manifest.metrics) == ("ct_other", "0.1.0", {})
     assert "ct_lungs" not in (folder / "model.toml").read_text()
+    numbers = {m.results.series_number // 10 for m in find_models(models).values()}
+    assert len(numbers) == len(list(models.iterdir()))
     assert manifest.digest != read_manifest(models / "ct_lungs").digest
 
 

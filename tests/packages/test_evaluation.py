@@ -148,6 +148,21 @@ def test_the_section_says_who_was_seen_and_what_it_does_not_say() -> None:
     assert "6 patient(s) on 1 scanner setting(s)" in text
 
 
+def test_the_worst_twelve_cases_are_shown_and_said_to_be_that() -> None:
+    """Sorted by Dice; a label that is neither there nor found (no number) hides no bad one."""
+    measured = [measurement(f"p{number:02}", 0.5 + number / 100) for number in range(13)]
+    absent = replace(measured[0], label="Right", dice=math.nan)
+    text = section(Evaluation("torch", (absent, *measured)))
+    assert "The 12 worst of 13 cases:" in text
+    assert "| p00 | never seen | Left | 0.5000" in text
+    assert "| p12 |" not in text
+    assert "labelled, ml" in text
+    assert "labelled, 1000 pixels" in section(
+        Evaluation("torch", (absent, *measured), in_pixels=True)
+    )
+    assert "worst of" not in section(Evaluation("torch", (absent, *measured[:12])))
+
+
 def test_figures_are_json_without_nan() -> None:
     """Other programs read them: NaN is null."""
     found = Evaluation("torch", (measurement("p", math.nan),)).as_json()

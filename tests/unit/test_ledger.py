@@ -10,7 +10,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from node.edges.arrivals import Arrivals
 from node.edges.ledger import Ledger
 from node.errors import (
     DeliveryRefused,
@@ -71,21 +70,6 @@ def claimed(ledger: Ledger, job: Job, lease_s: float = 30) -> Job:
     held = ledger.claim(job.id, job.step, lease_s)
     assert held is not None
     return held
-
-
-def test_a_series_becomes_quiet_after_the_quiet_time_and_not_before(
-    ledger: Ledger, clock: Clock
-) -> None:
-    """An arrival restarts the timer; the cursor moves with it."""
-    arrivals = Arrivals(ledger.database)
-    arrivals.record("feed", 7, ["series"])
-    clock.now += 5
-    arrivals.record("feed", 9, ["series"])
-    clock.now += 9
-    assert arrivals.quiet_series(10) == []
-    clock.now += 1
-    assert arrivals.quiet_series(10) == ["series"]
-    assert arrivals.cursor("feed") == 9
 
 
 def test_the_same_instances_make_one_job(ledger: Ledger) -> None:
