@@ -17,6 +17,7 @@
     ├── Quarantined     it may not leave the node: hold for a person
     │   └── IdentityUnsafe            an identifier would leak, or a reference does not resolve
     ├── Incomplete      something is missing and has not come: hold until it does
+    ├── DamagedArtifact working data are gone or altered: made again from Orthanc's copy
     ├── NotPossible     a person asked for what a job's state does not allow: nothing changes
     └── Unavailable     try again later
         ├── OrthancUnavailable
@@ -131,6 +132,12 @@ class Incomplete(NodeError):
         "Send the missing instances: the job starts anew. Or retry the job: it then takes the "
         "series as it is."
     )
+
+
+class DamagedArtifact(NodeError):
+    """Working data are gone or not what was written: they are made again from Orthanc's copy."""
+
+    default_remedy = "The node makes them again by itself; check the disk of its artifact folder."
 
 
 class NotPossible(NodeError):

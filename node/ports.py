@@ -8,6 +8,7 @@ new says so here first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -30,8 +31,45 @@ class Instances(Protocol):
         """What Orthanc noted on reception: RemoteAET, RemoteIP, CalledAET, Origin."""
 
 
+class Bundle(Protocol):
+    """The files that one step has left for the next, read-only and checked."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all files, sorted."""
+
+    def get(self, name: str) -> bytes:
+        """The bytes of one file as they were written; DamagedArtifact otherwise."""
+
+    def contents(self) -> list[bytes]:
+        """The bytes of all files, in the order of ``names``; DamagedArtifact otherwise."""
+
+
+class BundleWriter(Protocol):
+    """A bundle while it is written; nobody else sees it."""
+
+    digest: str
+    """SHA-256 of names and contents, once it is whole: what the ledger remembers."""
+
+    def add(self, name: str, data: bytes) -> None:
+        """Write one file."""
+
+
 class Artifacts(Protocol):
-    """De-identified working data, by name (``<folder>/<file>``)."""
+    """De-identified working data: bundles that steps leave for steps, and single files by name.
+
+    A bundle is found by its digest, so a step reads exactly what the step before has made and
+    nothing that a worker which woke too late, or a failing disk, has put there.
+    """
+
+    def writing(self, folder: str) -> AbstractContextManager[BundleWriter]:
+        """A new bundle below ``folder``: durable and whole after the block, or not there."""
+
+    def bundle(self, folder: str, digest: str) -> Bundle:
+        """The bundle of that digest below ``folder``; DamagedArtifact if it is not there."""
+
+    def bundles(self, folder: str) -> list[str]:
+        """Digests of all bundles below ``folder``; some may be damaged."""
 
     def put(self, name: str, data: bytes) -> None:
         """Store so that a reader sees all of it or nothing."""
@@ -167,8 +205,11 @@ class Leases(Protocol):
     ) -> None:
         """Try the step again after a while; ``counts`` says whether this was a failed try."""
 
-    def end(self, job: Job, event: Event, *, cause: str, remedy: str, error: str) -> None:
-        """Stop the job, with its cause and remedy."""
+    def end(
+        self, job: Job, event: Event, *, cause: str, remedy: str, error: str,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Stop the job, with its cause and remedy; ``facts`` are added to its own."""
 
     def explained(self, job: Job, done: Explained) -> None:
         """Stop a job whose destinations were told why it has no result."""

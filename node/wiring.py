@@ -420,7 +420,7 @@ def run_compute(settings: ComputeSettings) -> None:
     from node.imaging.decoding import Decoders, decoding_processes
     from node.manifest import CommandManifest
     from node.packages import Models
-    from node.pipeline.infer import infer
+    from node.pipeline.infer import already_inferred, infer
 
     for name, manifest in find_models(settings.models_dir).items():
         if isinstance(manifest, CommandManifest):
@@ -430,10 +430,14 @@ def run_compute(settings: ComputeSettings) -> None:
     models.prepare()  # a job that comes before it is done makes its own export
     decoders = Decoders(processes=decoding_processes(settings.threads))
 
-    def run(folder: str, model: str, digest: str, report: Callable[[float], None]) -> None:
-        # A message that was sent twice finds the label map of the first.
-        if f"{folder}/label_map.npz" not in artifacts.names(f"{folder}/"):
-            infer(artifacts, folder, models.loaded(model, digest), report, decoders)
+    def run(
+        job_id: str, instances: str, model: str, digest: str, report: Callable[[float], None]
+    ) -> str:
+        found = already_inferred(artifacts, job_id, instances)
+        if found is None:
+            loaded = models.loaded(model, digest)
+            found = infer(artifacts, job_id, instances, loaded, report, decoders)
+        return found
 
     app = celery_app("segnode-compute", settings.broker_url)
     register_compute_task(app, run)

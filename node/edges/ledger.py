@@ -202,9 +202,13 @@ class Ledger(Lookups):
             attempt=job.attempt if counts else job.attempt - 1, **reached,
         )  # fmt: skip
 
-    def end(self, job: Job, event: Event, *, cause: str, remedy: str, error: str) -> None:
-        """The job stops here, kept with its cause and remedy."""
-        self._stop(job, event, cause, remedy, error, wake_at=None)
+    def end(
+        self, job: Job, event: Event, *, cause: str, remedy: str, error: str,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """The job stops here, kept with its cause and remedy; ``facts`` are added to its own."""
+        known = {**job.facts, **(facts or {})}
+        self._stop(job, event, cause, remedy, error, wake_at=None, facts=known)
 
     def explained(self, job: Job, done: Explained) -> None:
         """Stop a job whose destinations keep the document that says why there is no result.

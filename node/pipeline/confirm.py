@@ -10,6 +10,7 @@ from node import log
 from node.errors import DeliveryRefused, NodeError, NotYetProven
 from node.jobs import Done, Explained, Job, NotYet, unsuitable
 from node.pipeline.outbound import Outgoing, outbound_record, outgoing
+from node.pipeline.working_data import purge
 from node.ports import Artifacts, Pacs, SealedRecords, StorageCommitment
 
 #: How long one try waits for a report that is usually there within a second.
@@ -116,6 +117,4 @@ def _purge(job: Job, vault: SealedRecords, artifacts: Artifacts) -> None:
     """Free the working data; the picture stays for the console, the crosswalk for later objects."""
     for one in outgoing(job):
         vault.delete(job.facts["study"], outbound_record(job, one.name))
-    for folder in ("instances", "results"):
-        artifacts.delete(f"{job.id}/{folder}/")
-    artifacts.delete(f"{job.id}/label_map.npz")
+    purge(job.id, artifacts)
