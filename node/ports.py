@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from node.jobs import Event, Explained, Job, StepName, Wish
@@ -96,6 +97,9 @@ class SealedRecords(Protocol):
     def open(self, study: str, record_type: str) -> bytes:
         """Decrypt and authenticate one record."""
 
+    def names(self, study: str) -> list[str]:
+        """All records of the study."""
+
     def delete(self, study: str, record_type: str) -> None:
         """Remove one record; none there is no error."""
 
@@ -103,14 +107,33 @@ class SealedRecords(Protocol):
         """Let the study be found by an original identifier, which is not stored."""
 
 
+class Answer(StrEnum):
+    """What an answer makes the sender do."""
+
+    ACCEPTED = "accepted"
+    WARNING = "accepted with a warning"
+    TRY_AGAIN = "try again"  #: this one later; the others may go
+    BUSY = "busy"  #: this one and the others later
+    REFUSED = "refused"
+
+
 @dataclass(frozen=True)
 class StoreStatus:
-    """How a destination answered one instance (PS3.4 B.2.3, PS3.18 10.5)."""
+    """How a destination answered one instance (PS3.4 B.2.3, PS3.18 10.5).
+
+    ``said`` is the answer in words, with its code: ``status 0xA700, out of resources``. ``status``
+    is None where there was no answer.
+    """
 
     sop_instance_uid: str
-    status: int
-    accepted: bool
-    meaning: str
+    answer: Answer
+    said: str
+    status: int | None = None
+
+    @property
+    def accepted(self) -> bool:
+        """The destination has it."""
+        return self.answer in (Answer.ACCEPTED, Answer.WARNING)
 
 
 class Pacs(Protocol):
@@ -120,7 +143,10 @@ class Pacs(Protocol):
         """Return when the destination answers; PacsUnavailable or DeliveryRefused otherwise."""
 
     def store(self, instances: Sequence[bytes]) -> tuple[StoreStatus, ...]:
-        """Send Part 10 streams; one status each, in order. PacsUnavailable: try again."""
+        """Send Part 10 streams; one status each, in order, also when it breaks off in between.
+
+        PacsUnavailable: nothing was sent, try again. DeliveryRefused: it does not talk to us.
+        """
 
     def find_instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
         """SOP Instance UIDs that the destination says it holds of that series."""

@@ -242,11 +242,20 @@ class Hospital:
         from node.pipeline.deidentify import deidentify
         from node.pipeline.deliver import deliver
         from node.pipeline.encode import encode
+        from node.pipeline.proof import Prover
         from node.pipeline.receive import Patience, receive
         from node.pipeline.reidentify import original_study_instance_uid, reidentify
         from node.pipeline.route import need_of, route
 
         settings = self.settings
+        prover = Prover(
+            destinations=self.destinations,
+            commitment=self.orthanc,
+            commits=frozenset(
+                peer.name for peer in settings.dicom_peers if peer.storage_commitment
+            ),
+            study_instance_uid=partial(original_study_instance_uid, vault=self.vault),
+        )
         rules: dict[str, Any] = {
             "rules": settings.rules,
             "match_all": settings.routing.match == "all",
@@ -277,17 +286,19 @@ class Hospital:
                 senders=self.senders,
             ),
             StepName.REIDENTIFY: partial(reidentify, artifacts=self.artifacts, vault=self.vault),
-            StepName.DELIVER: partial(deliver, vault=self.vault, destinations=self.destinations),
+            StepName.DELIVER: partial(
+                deliver,
+                vault=self.vault,
+                destinations=self.destinations,
+                prover=prover,
+                note=self.ledger.note,
+            ),
             StepName.CONFIRM: partial(
                 confirm,
                 vault=self.vault,
                 artifacts=self.artifacts,
-                destinations=self.destinations,
-                commitment=self.orthanc,
-                commits=frozenset(
-                    peer.name for peer in settings.dicom_peers if peer.storage_commitment
-                ),
-                study_instance_uid=partial(original_study_instance_uid, vault=self.vault),
+                prover=prover,
+                note=self.ledger.note,
             ),
         }
 

@@ -31,13 +31,12 @@ from node.edges.ledger_moves import (
 from node.edges.ledger_tables import JOBS, job_of
 from node.errors import NotPossible
 from node.jobs import BY_HAND, Event, Explained, Job, State, StepName, Wish
+from node.pipeline.delivery import hurried, resumed
 
 #: A wake-up that brought nobody is sent again after this long: the broker may have lost it.
 RESEND_S = 30.0
 #: Facts of one delivery, which the next one does not share.
-_OF_DELIVERY = (
-    "unsuitable", "results", "deliveries", "accepted", "fallback", "transactions", "proofs",
-)  # fmt: skip
+_OF_DELIVERY = ("unsuitable", "results", "plan", "delivery")
 
 
 class Ledger(Lookups):
@@ -269,21 +268,17 @@ class Ledger(Lookups):
     def retry(self, job_id: str, facts: Mapping[str, Any] | None = None) -> Job:
         """Start the step at which a job stopped once more, with fresh attempts and more facts.
 
-        What a destination accepted and then did not prove is sent again: a job that stopped in
-        ``confirm`` starts at ``deliver``. The objects keep their UIDs, so none is doubled. A series
-        that is held as incomplete is processed as it is.
+        After ``deliver`` only what is not confirmed is sent again (``node.pipeline.delivery``). A
+        series that is held as incomplete is processed as it is.
         """
         job = self.find(job_id)
         if job.state is State.INCOMPLETE:
             facts = {**(facts or {}), "process_incomplete": True}
-        unproven = job.step is StepName.CONFIRM and job.state is not State.WAITING
-        again: dict[str, Any] = {"step": StepName.DELIVER} if unproven else {}
-        sent = ("accepted", "transactions") if unproven else ()
-        kept = {name: fact for name, fact in job.facts.items() if name not in sent}
+        waits = job.state is State.WAITING
+        step, known = (job.step, hurried(job)) if waits else resumed(job)
         return self._by_person(
-            job_id, Event.RETRY, attempt=0, cause="", remedy="", error="",
-            next_try_at=None, wake_at=self.database.clock(),
-            facts={**kept, **(facts or {})}, **again,
+            job_id, Event.RETRY, step=step, attempt=0, cause="", remedy="", error="",
+            next_try_at=None, wake_at=self.database.clock(), facts={**known, **(facts or {})},
         )  # fmt: skip
 
     def cancel(self, job_id: str) -> Job:

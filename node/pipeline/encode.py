@@ -15,6 +15,7 @@ from importlib.metadata import version
 import numpy as np
 from pydicom import Dataset, dcmread
 
+from node.errors import ModelFault
 from node.imaging.views import choose_radiograph
 from node.jobs import Done, Job, Reason, unsuitable
 from node.kinds import ResultKind
@@ -56,7 +57,7 @@ def encode(
 
     Facts
     -----
-    ``results``, ``deliveries``: :func:`node.pipeline.outbound.facts_of`.
+    ``results``, ``plan``, ``delivery``: :func:`node.pipeline.outbound.facts_of`.
     ``results_digest``: the bundle of results.
     ``left_out``: what else a series of radiographs holds, and why it was not segmented.
 
@@ -65,10 +66,12 @@ def encode(
     DamagedArtifact
         Instances, label map or measurements are not what earlier steps have written.
     DeliveryRefused
-        A destination is no peer, or takes nothing that can be made of these images.
+        No destination is a peer that takes something that can be made of these images.
     EmptyResult, ModelFault, GeometryError, Rejected, Quarantined
         :meth:`node.results.objects.Found.encoded`.
     """
+    if job.model not in models:
+        raise ModelFault(f"The model {job.model} is no longer installed")
     manifest = models[job.model]
     origin = Origin(
         job_key=job.key,
@@ -79,7 +82,7 @@ def encode(
     instances = [dcmread(io.BytesIO(stream)) for stream in instances_of(job, artifacts).contents()]
     if reason := unsuitable(job):
         return _explain(job, reason, instances, origin, artifacts, profiles, senders)
-    plan = plan_for(job, profiles, senders, possible_kinds(manifest))
+    plan, nothing = plan_for(job, profiles, senders, possible_kinds(manifest))
     found = _found(job, instances, origin, artifacts)
     with artifacts.writing(results_folder(job.id)) as bundle:
         results = [
@@ -87,7 +90,7 @@ def encode(
             for kind, every in to_make(plan).items()
         ]
     artifacts.put(f"{job.id}/overlay.png", found.picture_png)
-    facts = {**facts_of(plan, results), RESULTS: bundle.digest}
+    facts = {**facts_of(job, plan, nothing, results), RESULTS: bundle.digest}
     return Done({**facts, **_left_out(manifest, instances)})
 
 
@@ -107,13 +110,13 @@ def _explain(
 ) -> Done:
     """The page that says why, as each destination can show it."""
     wanted = {name: Profile((explaining_kind(takes.kinds),)) for name, takes in profiles.items()}
-    plan = plan_for(job, wanted, senders, EXPLAINING)
+    plan, nothing = plan_for(job, wanted, senders, EXPLAINING)
     with artifacts.writing(results_folder(job.id)) as bundle:
         results = [
             _stored(kind, [explanation(kind, asdict(reason), instances, origin)], bundle)
             for kind in to_make(plan)
         ]
-    return Done({**facts_of(plan, results), RESULTS: bundle.digest})
+    return Done({**facts_of(job, plan, nothing, results), RESULTS: bundle.digest})
 
 
 def _found(job: Job, instances: Sequence[Dataset], origin: Origin, artifacts: Artifacts) -> Found:

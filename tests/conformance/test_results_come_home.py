@@ -210,7 +210,7 @@ def test_encoding_again_leaves_nothing_of_the_first_time(tmp_path: Path) -> None
     journey = Journey(tmp_path, ct_series(), {"pacs": Profile((ResultKind.SEG, ResultKind.SR))})
     journey.segmented()
     assert [*journey.encoded()] == ["seg.dcm", "sr.dcm"]
-    refused = {"pacs": "status 0x0122, SOP class not supported"}
-    journey.job = replace(journey.job, facts={**journey.job.facts, "fallback": refused})
+    refused = {"delivery": {"pacs": {"fallback": "status 0x0122, SOP class not supported"}}}
+    journey.job = replace(journey.job, facts={**journey.job.facts, **refused})
     assert all(name.startswith("capture-") for name in journey.encoded())
     assert [*journey.reidentified("pacs")] == [ResultKind.CAPTURE]
