@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="FAULT")
     parser.add_argument("--json", type=Path, default=REPOSITORY / "var" / "bench_faults.json")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the node is stopped, too
     out = Console() if sys.stdout.isatty() else Console(width=120)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     keep = arguments.json.parent / "bench_faults_kept"

@@ -41,13 +41,19 @@ from tests.phantoms import ct_series
 from tests.running_node import RunningNode, Study, descendants, made_up_study
 
 #: Small disks, so that they can be filled in a moment.
-VAR_MIB, ARTIFACTS_MIB = 2500, 64
+VAR_MIB, ARTIFACTS_MIB = 2500, 128
 
 #: What a study is sent by, and where its results go.
 ROUTES: dict[str, tuple[str, ...]] = {
     "HOSPITAL": ("hospital",),
     "ARCHIVE": ("archive",),
     "BOTH": ("hospital", "archive"),
+}
+
+#: A sender that pauses is waited for, and small disks may be nearly full.
+_SETTINGS = {
+    "SEGNODE_RECEIVE__MAX_QUIET_S": "10",
+    "SEGNODE_STORAGE__KEEP_FREE_GIB": "0.02",
 }
 
 _MORE = """
@@ -134,7 +140,7 @@ class Site:
             self.wire,
             ports,
             more=_MORE.format(archive=self.archive.dicom_port),
-            environment=self._wrong_clock(),
+            environment={**_SETTINGS, **self._wrong_clock()},
         )
         if self.small_disks:
             for path, mib in ((self.node.var, VAR_MIB), (self.artifacts, ARTIFACTS_MIB)):

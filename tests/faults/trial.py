@@ -180,8 +180,11 @@ def run_trial(site: Site, plan: Plan, folder: Path, undisturbed: Undisturbed) ->
     if plan.fault.when == "first":
         injector.start()
         time.sleep(0.05)
+    problems: list[str] = []
     senders = [
-        threading.Thread(target=_send_until_acknowledged, args=(site, one, after_s), daemon=True)
+        threading.Thread(
+            target=_send_until_acknowledged, args=(site, one, after_s, problems), daemon=True
+        )
         for one, (_, _, after_s) in zip(sent, plan.studies, strict=True)
     ]
     for sender in senders:
@@ -192,9 +195,8 @@ def run_trial(site: Site, plan: Plan, folder: Path, undisturbed: Undisturbed) ->
         thread.join(BOUND_S)
     if injector.failure:
         raise RuntimeError(f"the fault could not be made or mended: {injector.failure}")
-    problems = []
-    if any(sender.is_alive() for sender in senders):
-        problems.append("a study was not acknowledged")
+    if problems:  # nothing was promised, so nothing can be judged
+        return Outcome(plan.seed, plan.fault.name, [], None, "", 0.0, problems=problems)
     held = _wait_for_end(site, sent)
     ends = [_judged(site, one) for one in sent]
     finished = _finished_at(site, sent)
@@ -218,7 +220,7 @@ def run_trial(site: Site, plan: Plan, folder: Path, undisturbed: Undisturbed) ->
     return outcome
 
 
-def _send_until_acknowledged(site: Site, sent: Sent, after_s: float) -> None:
+def _send_until_acknowledged(site: Site, sent: Sent, after_s: float, problems: list[str]) -> None:
     """A PACS sends again what was not acknowledged."""
     time.sleep(after_s)
     deadline = time.monotonic() + BOUND_S
@@ -226,7 +228,7 @@ def _send_until_acknowledged(site: Site, sent: Sent, after_s: float) -> None:
         if site.send(sent):
             return
         time.sleep(0.5)
-    raise TimeoutError("not acknowledged")
+    problems.append("a study was not acknowledged")
 
 
 def _live(jobs: Sequence[Job]) -> list[Job]:
