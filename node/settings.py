@@ -30,7 +30,7 @@ from pydantic_settings import (
 from pydicom.datadict import tag_for_keyword
 
 from node.errors import NodeError
-from node.kinds import ResultKind
+from node.kinds import CHOOSABLE, ResultKind
 
 _T = TypeVar("_T")
 
@@ -140,6 +140,7 @@ class _Peer(_Section):
 
     name: Name
     results: Annotated[tuple[ResultKind, ...], Field(min_length=1)] = (ResultKind.SEG,)
+    segmentation_type: Literal["binary", "labelmap", "auto"] = "binary"  # of the "seg"
     capture_every: Annotated[int, Field(ge=1)] = 1  # of the slices with a segment, every nth
     # AE titles of senders whose series it can be asked for; "*": anybody's
     holds_series_of: tuple[AeTitle, ...] = ()
@@ -147,6 +148,8 @@ class _Peer(_Section):
     @model_validator(mode="after")
     def _results_hold_what_they_refer_to(self) -> _Peer:
         _unique("result", list(self.results))
+        if strange := set(self.results) - set(CHOOSABLE):
+            raise ValueError(f'results: "{min(strange)}" is "seg" with segmentation_type')
         if ResultKind.SR in self.results and ResultKind.SEG not in self.results:
             raise ValueError('results: "sr" refers to the segments of the "seg"; add "seg"')
         return self

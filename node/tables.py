@@ -119,6 +119,8 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
         facts.add_row("source", asked)
     for reason in one.facts.get("left_out", ()):
         facts.add_row("left out", reason)
+    for remark in one.facts.get("remarks", ()):
+        facts.add_row("remark", remark)
     for name, kinds in one.facts.get("deliveries", {}).items():
         facts.add_row("results", f"{name}: {', '.join(kinds)}")
     for name, refusal in one.facts.get("fallback", {}).items():

@@ -181,7 +181,8 @@ class Hospital:
         from node.pipeline.outbound import Profile
 
         return {
-            peer.name: Profile(peer.results, peer.capture_every) for peer in self.settings.peers
+            peer.name: Profile(peer.results, peer.capture_every, peer.segmentation_type)
+            for peer in self.settings.peers
         }
 
     @property

@@ -32,6 +32,15 @@ IODS = {
     ResultKind.PDF: "EncapsulatedPDF",
     ResultKind.CAPTURE: "SCImage",
     ResultKind.RTSTRUCT: "RTStructureSet",
+    ResultKind.LABELMAP_SR: "Comprehensive3DSR",
+}
+#: dicom3tools of Debian 12 is older than Supplement 243.
+UNKNOWN_TO_DCIODVFY = {
+    "labelmap": {"Error - Information Object Not found"},
+    "labelmap_sr": {
+        "Error - Shall not be present for Referenced SOP Class that is not segmentation "
+        "- attribute <ReferencedSegmentNumber>"
+    },
 }
 REASON = {"cause": "There are 2 slices; ct_lungs needs 10 or more", "remedy": "Send the series."}
 

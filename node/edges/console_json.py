@@ -32,6 +32,7 @@ _SHOWN_FACTS = (
     "fallback",
     "explained",
     "left_out",
+    "remarks",
     "proofs",
     "images_released",
 )

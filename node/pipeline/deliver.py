@@ -51,7 +51,7 @@ def deliver(
         if refused is None:
             accepted.append(name)
             log.get().info("accepted", job_id=job.id, destination=name, instances=len(objects))
-        elif refused[0] is ResultKind.SEG:
+        elif refused[0].is_segmentation:
             fallback[name] = refused[1]
             log.get().warning("falls back to captures", job_id=job.id, destination=name)
         else:

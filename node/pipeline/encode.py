@@ -49,6 +49,7 @@ def encode(
     Facts
     -----
     ``results``, ``deliveries``: :func:`node.pipeline.outbound.facts_of`.
+    ``remarks``: what may keep a viewer from showing them.
     ``left_out``: what else a series of radiographs holds, and why it was not segmented.
 
     Raises
@@ -69,14 +70,18 @@ def encode(
     artifacts.delete(f"{job.id}/results/")
     if reason := unsuitable(job):
         return _explain(job, reason, instances, origin, artifacts, profiles, senders)
-    plan = plan_for(job, profiles, senders, possible_kinds(manifest))
+    columns = int(instances[0].Columns)
+    wanted = {name: profile.of_columns(columns) for name, profile in profiles.items()}
+    plan = plan_for(job, wanted, senders, possible_kinds(manifest))
     found = _found(job, instances, origin, artifacts)
     results = [
         _stored(job, kind, found.encoded(kind, every), artifacts)
         for kind, every in to_make(plan).items()
     ]
     artifacts.put(f"{job.id}/overlay.png", found.picture_png)
-    return Done({**facts_of(plan, results), **_left_out(manifest, instances)})
+    remarks = found.remarks([result.kind for result in results])
+    noted = {"remarks": remarks} if remarks else {}
+    return Done({**facts_of(plan, results), **_left_out(manifest, instances), **noted})
 
 
 def _local_time(timestamp: float) -> datetime:

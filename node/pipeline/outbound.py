@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from node.errors import DeliveryRefused
 from node.jobs import Job
@@ -14,10 +14,23 @@ from node.kinds import ResultKind
 
 @dataclass(frozen=True)
 class Profile:
-    """What a destination takes; of Secondary Captures every nth."""
+    """What a destination takes; of Secondary Captures every nth.
+
+    ``segmentation_type``: the Segmentation is ``binary``, or a ``labelmap``, or with ``auto`` a
+    label map only where the frames of a binary one would not begin at whole bytes.
+    """
 
     kinds: tuple[ResultKind, ...] = (ResultKind.SEG,)
     capture_every: int = 1
+    segmentation_type: Literal["binary", "labelmap", "auto"] = "binary"
+
+    def of_columns(self, columns: int) -> Profile:
+        """Its kinds for images so many columns wide."""
+        if self.segmentation_type == "labelmap" or (
+            self.segmentation_type == "auto" and columns % 8
+        ):
+            return replace(self, kinds=tuple(kind.as_labelmap() for kind in self.kinds))
+        return self
 
 
 #: Destination → kind → every nth instance of it goes there.
@@ -73,7 +86,7 @@ def plan_for(
         profile = profiles[name]
         wanted: Collection[ResultKind] = profile.kinds
         if name in job.facts.get("fallback", {}):
-            wanted = {*wanted, ResultKind.CAPTURE} - {ResultKind.SEG, ResultKind.SR}
+            wanted = {k for k in wanted if not k.wants_segmentation} | {ResultKind.CAPTURE}
         kinds = [kind for kind in ResultKind if kind in wanted and kind in possible]
         if not kinds:
             raise DeliveryRefused(
@@ -133,7 +146,7 @@ def outgoing(job: Job, destination: str | None = None) -> list[Outgoing]:
 
 def object_name(kind: ResultKind, number: int) -> str:
     """What the file and the record of a job's object are called."""
-    return f"{kind}-{number:04}" if kind is ResultKind.CAPTURE else str(kind)
+    return f"{kind}-{number:04}" if kind is ResultKind.CAPTURE or number > 1 else str(kind)
 
 
 def outbound_record(job: Job, name: str) -> str:
