@@ -144,7 +144,8 @@ def treat(
     if action is Action.CAP_AGE:
         return Element(tag, vr, (cap_age(value.decode("latin-1")) or "").encode("ascii"))
     if action is Action.CLEAN:
-        text = cleaned_text(decode_text(value, character_set, vr))
+        original = decode_text(value, character_set, vr)
+        text = cleaned_text(original, patient.identifiers.digits)
         if not text and policy.attribute_type(parent, tag) == 3:
             return None
         element = Element(tag, vr, text.encode("utf-8") or dummy(vr))
@@ -210,9 +211,8 @@ def _kept(
 
 
 def _is_known_number(value: bytes, patient: Patient) -> bool:
-    """Whether ``value`` is, as a whole, a number of six digits or more that the patient goes by."""
-    number = value.strip(b"\0 ").decode("latin-1")
-    return len(number) >= 6 and number in patient.identifiers.numbers
+    """Whether one of the values is a number of six digits or more that the patient goes by."""
+    return any(map(patient.identifiers.is_whole_number, value.decode("latin-1").split("\\")))
 
 
 def _in_utf8(value: bytes, character_set: bytes, vr: str) -> bytes:

@@ -16,13 +16,16 @@ name, 3 to 5 letters   as a word of its own (Kim, not Kimberlite)
 name, not Latin        anywhere, from 2 characters (山田)
 number with a letter,  anywhere from 7 characters, as a word of its own from 4
   institution
-number, digits only    from 5 digits, not next to another digit, not part of a decimal
+number, digits only    from 5 digits, not next to another digit, not part of a decimal;
+                       a decimal or integer string that is, as a whole, the same
+                       integer, from 6 digits
 UID                    not next to another digit or dot
-date                   YYYYMMDD, and as written with dashes, dots or slashes
+date                   YYYYMMDD, and as written with dashes, dots, slashes or blanks
 =====================  ==============================================================
 
-Anything shorter ("1", "CT", "Li") would match by chance in every image, so it is not searched for;
-it goes with its attribute, because unlisted text is removed by default.
+Numbers are compared without what stands between their digits and letters: 12-34-56 is 123456 and
+12 34 56. Anything shorter ("1", "CT", "Li") would match by chance in every image, so it is not
+searched for; it goes with its attribute, because unlisted text is removed by default.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 
 from pydicom._dicom_dict import DicomDictionary
@@ -65,6 +69,14 @@ WHOLE_VALUE_TAGS = frozenset({0x00080080, 0x00080081, 0x00101040})
 _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe", "æ": "ae"})
 # Written where a name was taken away, by this software or another: they name nobody.
 _NOBODY = frozenset({"anon", "anonymous", "anonymized", "anonymised", "patient", "unknown", "none"})
+# Between two characters of a number, as people write it: 943 476 5919, (020) 7946-0958.
+_GAP = r"[\W_]{0,2}"
+# A number of fewer digits may be a whole decimal or integer string by chance.
+_LEAST_WHOLE_DIGITS = 6
+_LEAST_DIGITS, _LEAST_CHARACTERS, _LEAST_ANYWHERE = 5, 4, 7
+_LIKE_A_NUMBER = re.compile(r"[0-9.e+-]+")
+# Of no integer that anybody goes by.
+_GREATEST_EXPONENT = 30
 _NAME_BREAKS = re.compile(r"[\s\\^=,.;()/\-'\u2019\u2010]+")
 
 
@@ -76,6 +88,8 @@ class Identifiers:
     numbers: frozenset[str] = field(repr=False)
     uids: frozenset[str] = field(repr=False)
     dates: frozenset[str] = field(repr=False)
+    digits: frozenset[str] = field(default=frozenset(), repr=False)
+    """Numbers of digits only, however short: nothing but their digits, no leading zeros."""
 
     def covers(self, other: Identifiers) -> bool:
         """Whether everything that ``other`` holds is here too."""
@@ -84,6 +98,7 @@ class Identifiers:
             and self.numbers >= other.numbers
             and self.uids >= other.uids
             and self.dates >= other.dates
+            and self.digits >= other.digits
         )
 
     def without_dates(self, dates: Iterable[str]) -> Identifiers:
@@ -93,6 +108,24 @@ class Identifiers:
     def with_uids(self, uids: Iterable[str]) -> Identifiers:
         """These identifiers and the original UIDs ``uids``."""
         return replace(self, uids=self.uids.union(uids))
+
+    def is_whole_number(self, text: str) -> bool:
+        """Whether ``text``, one decimal or integer string, is a number of this patient's.
+
+        As it is written, or as an integer: 0012345678, +12345678 and 12345678.0 are one.
+        """
+        text = text.strip("\0 ")
+        if len(text) < _LEAST_WHOLE_DIGITS:
+            return False
+        return text in self.numbers or whole_number(text) in self.whole_numbers
+
+    @property
+    def whole_numbers(self) -> frozenset[str]:
+        """What of the numbers a decimal or integer string may be: plain integers, and as written.
+
+        A string without an exponent that is one of them contains one of these.
+        """
+        return _whole_numbers(self.numbers)
 
     def occurs_in(self, text: str) -> bool:
         """Whether a name, number or date of this patient stands in ``text``."""
@@ -115,6 +148,23 @@ def folded_forms(text: str) -> set[str]:
         return {text.lower()}
     composed = unicodedata.normalize("NFKC", text.lower())
     return {fold(composed), fold(composed.translate(_UMLAUTS))}
+
+
+def whole_number(text: str) -> str:
+    """The digits of the integer that a decimal or integer string is; empty if it is none.
+
+    Without sign and leading zeros: a number that somebody goes by stays readable under either.
+    """
+    if "e" in text or "E" in text:
+        try:
+            number = Decimal(text)
+        except InvalidOperation:
+            return ""
+        if not number.is_finite() or abs(number.adjusted()) > _GREATEST_EXPONENT:
+            return ""
+        text = f"{number:f}"
+    integer, _, fraction = text.lstrip("+-").partition(".")
+    return "" if fraction.strip("0") else integer.lstrip("0")
 
 
 def identifiers_of(
@@ -151,6 +201,7 @@ def identifiers_of(
         numbers=frozenset(number for number in numbers if _is_distinct_number(number)),
         uids=frozenset(),
         dates=frozenset(dates - retained_dates),
+        digits=frozenset(_compact(n).lstrip("0") for n in numbers if _compact(n).isdigit()),
     )
 
 
@@ -187,7 +238,20 @@ def _is_distinct_name(name: str) -> bool:
 
 
 def _is_distinct_number(number: str) -> bool:
-    return len(number) >= (5 if number.isdigit() else 4) and any(map(str.isalnum, number))
+    least = _LEAST_DIGITS if number.isdigit() else _LEAST_CHARACTERS
+    return len(number) >= least and any(map(str.isalnum, number))
+
+
+def _compact(number: str) -> str:
+    """Its letters and digits."""
+    return "".join(char for char in number if char.isalnum())
+
+
+@lru_cache(maxsize=64)
+def _whole_numbers(numbers: frozenset[str]) -> frozenset[str]:
+    digits = {_compact(n).lstrip("0") for n in numbers if _compact(n).isdigit()}
+    written = {n for n in numbers if _LIKE_A_NUMBER.fullmatch(n)}
+    return frozenset(text for text in digits | written if len(text) >= _LEAST_WHOLE_DIGITS)
 
 
 @lru_cache(maxsize=64)
@@ -198,14 +262,25 @@ def _pattern(names: frozenset[str], numbers: frozenset[str]) -> re.Pattern[str] 
         word = name.isascii() and len(name) < 6
         choices.append(rf"(?<![^\W\d_]){escaped}(?![^\W\d_])" if word else escaped)
     for number in numbers:
-        escaped = re.escape(number)
-        if number.isdigit():
-            choices.append(rf"(?<![\d.]){escaped}(?!\d|\.\d)")
-        elif len(number) < 7:
-            choices.append(rf"(?<![^\W_]){escaped}(?![^\W_])")
-        else:
-            choices.append(escaped)
+        choices += _number_patterns(number)
     return re.compile("|".join(sorted(choices, key=len, reverse=True))) if choices else None
+
+
+def _number_patterns(number: str) -> Iterator[str]:
+    """As it is written, and as its letters and digits with anything between them."""
+    compact = _compact(number)
+    spelled = _GAP.join(map(re.escape, compact))
+    if compact.isdigit():
+        if len(compact) >= _LEAST_DIGITS:
+            yield rf"(?<![\d.]){spelled}(?!\d|\.\d)"
+    elif len(compact) >= _LEAST_ANYWHERE:
+        yield spelled
+    elif len(compact) >= _LEAST_CHARACTERS:
+        yield rf"(?<![^\W_]){spelled}(?![^\W_])"
+    if number != compact:
+        escaped = re.escape(number)
+        short = len(number) < _LEAST_ANYWHERE
+        yield rf"(?<![^\W_]){escaped}(?![^\W_])" if short else escaped
 
 
 @lru_cache(maxsize=64)
@@ -214,6 +289,6 @@ def date_pattern(dates: frozenset[str]) -> re.Pattern[str] | None:
     choices = []
     for date in sorted(dates):
         year, month, day = date[:4], date[4:6], date[6:]
-        choices.append(rf"(?<!\d){year}[-./]?{month}[-./]?{day}")
-        choices.append(rf"(?<!\d)(?:{day}[-./]{month}|{month}[-./]{day})[-./]{year}(?!\d)")
+        choices.append(rf"(?<!\d){year}[-./ ]?{month}[-./ ]?{day}")
+        choices.append(rf"(?<!\d)(?:{day}[-./ ]{month}|{month}[-./ ]{day})[-./ ]{year}(?!\d)")
     return re.compile("|".join(choices)) if choices else None

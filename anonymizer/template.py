@@ -238,7 +238,7 @@ def learned_template(
     class_policy, implicit = treated.class_policy, instance.is_implicit_vr
     constant = [element for element in treated.elements if element.tag not in may_vary]
     residual = residual_identifiers(patient)
-    numbers = frozenset(number.encode() for number in residual.numbers)
+    numbers = frozenset(number.encode() for number in residual.whole_numbers)
     elements = {element.tag: element for element in instance.elements}
 
     def rule(tag: int, header: bytes, length_bytes: int) -> Rule:

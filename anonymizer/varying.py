@@ -16,7 +16,7 @@ from pydicom._dicom_dict import DicomDictionary
 
 from anonymizer.actions import NUMBER_FORMS, Patient, has_dictionary_vr
 from anonymizer.encoding import UNDEFINED, WORD_BYTES, Element, element_header
-from anonymizer.identity import NUMBER_TAGS
+from anonymizer.identity import NUMBER_TAGS, whole_number
 from anonymizer.profile import Action, ClassPolicy
 from anonymizer.scan import Irregular
 
@@ -85,7 +85,7 @@ class Digits:
     header_bytes: int
     """Tag, VR and length."""
     identifiers: frozenset[bytes] = field(repr=False)
-    """What could be one of the numbers and may not stay."""
+    """What no value that stays may contain: the patient's numbers as plain integers."""
 
     def settled(self, data: bytes, start: int, length: int, patient: Patient) -> tuple[int, bytes]:
         """The element as it stands."""
@@ -95,10 +95,17 @@ class Digits:
         if not self.form.fullmatch(data, start, end):
             raise Irregular
         if self.identifiers:
-            parts = [part.strip(b"\0 ") for part in data[start:end].split(b"\\")]
-            if not self.identifiers.isdisjoint(parts):
-                raise Irregular
+            self._refuse_identifiers(data[start:end])
         return end, data[start - self.header_bytes : end]
+
+    def _refuse_identifiers(self, value: bytes) -> None:
+        """Irregular if one may be a number of the patient's: more than those that are."""
+        if b"e" in value or b"E" in value:
+            numbers = value.decode("ascii").split("\\")
+            value = b"\\".join(whole_number(one.strip("\0 ")).encode("ascii") for one in numbers)
+        for identifier in self.identifiers:
+            if identifier in value:
+                raise Irregular
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +218,11 @@ def rule_for(
 ) -> Rule:
     """The rule for a top-level attribute that varies.
 
-    ``header`` is its tag and VR as they stand in the file, ``identifiers`` the numbers of which
-    none may be a whole value. None but ``OTHER`` is for what may hold an identifier to look
-    for elsewhere (a name, a date, the numbers of :data:`anonymizer.identity.NUMBER_TAGS`), or for a
-    private attribute that an option may keep.
+    ``header`` is its tag and VR as they stand in the file, ``identifiers`` the numbers that no
+    decimal or integer string may be (:attr:`anonymizer.identity.Identifiers.whole_numbers`). None
+    but ``OTHER`` is for what may hold an identifier to look for elsewhere (a name, a date, the
+    numbers of :data:`anonymizer.identity.NUMBER_TAGS`), or for a private attribute that an option
+    may keep.
     """
     tag, vr, value = element
     entry = DicomDictionary.get(tag)
@@ -245,9 +253,8 @@ def rule_for(
     if action is not Action.KEEP:
         return OTHER
     if vr in NUMBER_FORMS:
-        form = NUMBER_FORMS[vr]
-        looked_for = frozenset(number for number in identifiers if form.fullmatch(number))
-        return Digits(form, header_bytes, looked_for)
+        looked_for = frozenset() if vr == "TM" else identifiers  # a time is never a hit
+        return Digits(NUMBER_FORMS[vr], header_bytes, looked_for)
     return Words(WORD_BYTES[vr], header_bytes) if vr in WORD_BYTES else OTHER
 
 

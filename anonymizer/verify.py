@@ -6,8 +6,8 @@ matches). Every byte before the pixel data is part of an element header or of a 
 the check fails.
 
 What is not a hit: numbers in binary VRs; times; decimal and integer strings, unless a whole value
-of 6 digits or more equals the identifier; terms of a closed list such as ORIGINAL or AXIAL; and the
-texts that this software wrote.
+of 6 digits or more is the identifier, as written or as an integer; terms of a closed list such as
+ORIGINAL or AXIAL; and the texts that this software wrote.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _is_identifying(tag: int, vr: str, text: str, identifiers: Identifiers) -> b
     if vr in ("DA", "DT", "TM"):
         return False  # dates are compared as dates
     if vr in ("DS", "IS"):
-        return any(len(part) >= 6 and part in identifiers.numbers for part in parts)
+        return any(map(identifiers.is_whole_number, parts))
     closed = CLOSED_LISTS.get(tag, frozenset())
     for part in parts:
         if part not in closed and identifiers.occurs_in(part):

@@ -6,6 +6,7 @@
     ├── Rejected        this object can never succeed: stop, keep, report
     │   ├── GeometryError             slices do not form one volume
     │   ├── UnsupportedTransferSyntax no decoder for the pixel data
+    │   ├── Gone                      Orthanc no longer has it: a person deleted it
     │   ├── DamagedInstance           the bytes cannot be read as the object they claim to be
     │   ├── UnsuitableInput           the model's contract refuses this series
     │   ├── NoMatchingModel           no routing rule wants this series
@@ -15,11 +16,14 @@
     │   └── ProgramFailed             somebody else's program failed, or its labels cannot be used
     ├── Quarantined     it may not leave the node: hold for a person
     │   └── IdentityUnsafe            an identifier would leak, or a reference does not resolve
+    ├── NotDelivered    a destination does not keep the results: a person corrects it, then retries
     ├── Incomplete      something is missing and has not come: hold until it does
+    ├── DamagedArtifact working data are gone or altered: made again from Orthanc's copy
     ├── NotPossible     a person asked for what a job's state does not allow: nothing changes
     └── Unavailable     try again later
         ├── OrthancUnavailable
         ├── PacsUnavailable
+        ├── LeaseLost                 another worker has taken the step over: stop, record nothing
         ├── NotAllArrived             something of the series is missing and may still come
         ├── NotYetProven              delivered, and the destination has not confirmed it yet
         ├── ProgramInterrupted        somebody else's program was ended, or asks to be run later
@@ -62,10 +66,19 @@ class UnsupportedTransferSyntax(Rejected):
     default_remedy = "Have the sender use Explicit VR Little Endian or a lossless syntax."
 
 
+class Gone(Rejected):
+    """Orthanc no longer has the object: a person, or a rule of the site, has deleted it."""
+
+    default_remedy = "Send the series to the node again."
+
+
 class DamagedInstance(Rejected):
     """The bytes cannot be read as the object that they claim to be."""
 
-    default_remedy = "Send the instance again from its source; the received copy is kept."
+    default_remedy = (
+        "Delete the instance in Orthanc, then send it again from its source: while the received "
+        "copy is kept, another one of the same SOP Instance UID is dropped."
+    )
 
 
 class UnsuitableInput(Rejected):
@@ -114,6 +127,12 @@ class IdentityUnsafe(Quarantined):
     """An identifier would leak, or a reference does not resolve in the original study."""
 
 
+class NotDelivered(NodeError):
+    """A destination does not keep the results; what the others keep stands."""
+
+    default_remedy = "Correct the destination (`segnode pacs check NAME`), then retry the job."
+
+
 class Incomplete(NodeError):
     """Something of the series is missing, was waited for, and has not come."""
 
@@ -121,6 +140,12 @@ class Incomplete(NodeError):
         "Send the missing instances: the job starts anew. Or retry the job: it then takes the "
         "series as it is."
     )
+
+
+class DamagedArtifact(NodeError):
+    """Working data are gone or not what was written: they are made again from Orthanc's copy."""
+
+    default_remedy = "The node makes them again by itself; check the disk of its artifact folder."
 
 
 class NotPossible(NodeError):
@@ -140,7 +165,20 @@ class OrthancUnavailable(Unavailable):
 
 
 class PacsUnavailable(Unavailable):
-    """The destination did not answer, or asked to be tried again later."""
+    """The destination did not answer, or asked to be tried again later.
+
+    ``retry_after_s`` is when, if it said so.
+    """
+
+    def __init__(
+        self, message: str, *, remedy: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.retry_after_s = retry_after_s
+
+
+class LeaseLost(Unavailable):
+    """Another worker has taken the step over; what this one records goes nowhere."""
 
 
 class NotAllArrived(Unavailable):

@@ -8,7 +8,9 @@ new says so here first.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from node.jobs import Event, Explained, Job, StepName, Wish
@@ -30,8 +32,45 @@ class Instances(Protocol):
         """What Orthanc noted on reception: RemoteAET, RemoteIP, CalledAET, Origin."""
 
 
+class Bundle(Protocol):
+    """The files that one step has left for the next, read-only and checked."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all files, sorted."""
+
+    def get(self, name: str) -> bytes:
+        """The bytes of one file as they were written; DamagedArtifact otherwise."""
+
+    def contents(self) -> list[bytes]:
+        """The bytes of all files, in the order of ``names``; DamagedArtifact otherwise."""
+
+
+class BundleWriter(Protocol):
+    """A bundle while it is written; nobody else sees it."""
+
+    digest: str
+    """SHA-256 of names and contents, once it is whole: what the ledger remembers."""
+
+    def add(self, name: str, data: bytes) -> None:
+        """Write one file."""
+
+
 class Artifacts(Protocol):
-    """De-identified working data, by name (``<folder>/<file>``)."""
+    """De-identified working data: bundles that steps leave for steps, and single files by name.
+
+    A bundle is found by its digest, so a step reads exactly what the step before has made and
+    nothing that a worker which woke too late, or a failing disk, has put there.
+    """
+
+    def writing(self, folder: str) -> AbstractContextManager[BundleWriter]:
+        """A new bundle below ``folder``: durable and whole after the block, or not there."""
+
+    def bundle(self, folder: str, digest: str) -> Bundle:
+        """The bundle of that digest below ``folder``; DamagedArtifact if it is not there."""
+
+    def bundles(self, folder: str) -> list[str]:
+        """Digests of all bundles below ``folder``; some may be damaged."""
 
     def put(self, name: str, data: bytes) -> None:
         """Store so that a reader sees all of it or nothing."""
@@ -58,6 +97,9 @@ class SealedRecords(Protocol):
     def open(self, study: str, record_type: str) -> bytes:
         """Decrypt and authenticate one record."""
 
+    def names(self, study: str) -> list[str]:
+        """All records of the study."""
+
     def delete(self, study: str, record_type: str) -> None:
         """Remove one record; none there is no error."""
 
@@ -65,14 +107,33 @@ class SealedRecords(Protocol):
         """Let the study be found by an original identifier, which is not stored."""
 
 
+class Answer(StrEnum):
+    """What an answer makes the sender do."""
+
+    ACCEPTED = "accepted"
+    WARNING = "accepted with a warning"
+    TRY_AGAIN = "try again"  #: this one later; the others may go
+    BUSY = "busy"  #: this one and the others later
+    REFUSED = "refused"
+
+
 @dataclass(frozen=True)
 class StoreStatus:
-    """How a destination answered one instance (PS3.4 B.2.3, PS3.18 10.5)."""
+    """How a destination answered one instance (PS3.4 B.2.3, PS3.18 10.5).
+
+    ``said`` is the answer in words, with its code: ``status 0xA700, out of resources``. ``status``
+    is None where there was no answer.
+    """
 
     sop_instance_uid: str
-    status: int
-    accepted: bool
-    meaning: str
+    answer: Answer
+    said: str
+    status: int | None = None
+
+    @property
+    def accepted(self) -> bool:
+        """The destination has it."""
+        return self.answer in (Answer.ACCEPTED, Answer.WARNING)
 
 
 class Pacs(Protocol):
@@ -82,7 +143,10 @@ class Pacs(Protocol):
         """Return when the destination answers; PacsUnavailable or DeliveryRefused otherwise."""
 
     def store(self, instances: Sequence[bytes]) -> tuple[StoreStatus, ...]:
-        """Send Part 10 streams; one status each, in order. PacsUnavailable: try again."""
+        """Send Part 10 streams; one status each, in order, also when it breaks off in between.
+
+        PacsUnavailable: nothing was sent, try again. DeliveryRefused: it does not talk to us.
+        """
 
     def find_instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
         """SOP Instance UIDs that the destination says it holds of that series."""
@@ -167,8 +231,11 @@ class Leases(Protocol):
     ) -> None:
         """Try the step again after a while; ``counts`` says whether this was a failed try."""
 
-    def end(self, job: Job, event: Event, *, cause: str, remedy: str, error: str) -> None:
-        """Stop the job, with its cause and remedy."""
+    def end(
+        self, job: Job, event: Event, *, cause: str, remedy: str, error: str,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Stop the job, with its cause and remedy; ``facts`` are added to its own."""
 
     def explained(self, job: Job, done: Explained) -> None:
         """Stop a job whose destinations were told why it has no result."""

@@ -33,6 +33,7 @@ from node.pipeline.receive import receive
 from node.pipeline.reidentify import reidentify
 from node.pipeline.route import route
 from node.pipeline.run import StepFunction
+from node.pipeline.working_data import INSTANCES, LABEL_MAP
 from node.settings import Settings
 from node.tables import Written
 from node.wiring import policy_with
@@ -218,14 +219,15 @@ class _Bench:
 
     def _infer(self, job: Job) -> Done:
         start, width = 3 / len(self._steps), 1 / len(self._steps)
-        infer(
+        digest = infer(
             self._artifacts,
             job.id,
+            job.facts[INSTANCES],
             self._model,
             lambda share: self._report(StepName.INFER, start + share * width),
             self._decoders,
         )
-        return Done()
+        return Done({LABEL_MAP: digest})
 
 
 def _tell(report: Report, label: str, step: str, share: float) -> None:

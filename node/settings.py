@@ -98,12 +98,6 @@ class Receive(_Section):
     patience_s: Annotated[float, Field(ge=0)] = 60.0
     poll_s: Annotated[float, Field(ge=0.05)] = 1.0
 
-    @model_validator(mode="after")
-    def _limits_are_in_order(self) -> Receive:
-        if self.max_quiet_s < self.quiet_s:
-            raise ValueError("max_quiet_s: is less than quiet_s")
-        return self
-
 
 class Storage(_Section):
     """When the node stops receiving: before a disk that it writes to is full."""
@@ -115,6 +109,17 @@ class Storage(_Section):
     def keep_free_bytes(self) -> int:
         """The same in bytes."""
         return int(self.keep_free_gib * 2**30)
+
+
+Days = Annotated[float, Field(ge=0)] | Literal["for ever"]
+
+
+class Retention(_Section):
+    """How many days is kept what nothing needs any more."""
+
+    confirmed_days: Days = 30.0  # received series whose results are all proven delivered
+    unwanted_days: Days = "for ever"  # received series that no rule wants
+    stopped_days: Days = 14.0  # working data of jobs that are canceled or rejected
 
 
 class Deidentify(_Section):
@@ -251,6 +256,7 @@ class Settings(BaseSettings):
     console: Console = Console()
     receive: Receive = Receive()
     storage: Storage = Storage()
+    retention: Retention = Retention()
     deidentify: Deidentify = Deidentify()
     workers: Workers = Workers()
     routing: Routing = Routing()

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from node.edges.orthanc import Orthanc
     from node.edges.orthanc_storage import OrthancStorage
     from node.edges.pacs import DicomPacs
+    from node.edges.retention import Retention
     from node.edges.space import SpaceLog
     from node.edges.watch import Nudges
     from node.manifest import ModelManifest
@@ -243,11 +244,20 @@ class Hospital:
         from node.pipeline.deidentify import deidentify
         from node.pipeline.deliver import deliver
         from node.pipeline.encode import encode
+        from node.pipeline.proof import Prover
         from node.pipeline.receive import Patience, receive
         from node.pipeline.reidentify import original_study_instance_uid, reidentify
         from node.pipeline.route import need_of, route
 
         settings = self.settings
+        prover = Prover(
+            destinations=self.destinations,
+            commitment=self.orthanc,
+            commits=frozenset(
+                peer.name for peer in settings.dicom_peers if peer.storage_commitment
+            ),
+            study_instance_uid=partial(original_study_instance_uid, vault=self.vault),
+        )
         rules: dict[str, Any] = {
             "rules": settings.rules,
             "match_all": settings.routing.match == "all",
@@ -278,17 +288,19 @@ class Hospital:
                 senders=self.senders,
             ),
             StepName.REIDENTIFY: partial(reidentify, artifacts=self.artifacts, vault=self.vault),
-            StepName.DELIVER: partial(deliver, vault=self.vault, destinations=self.destinations),
+            StepName.DELIVER: partial(
+                deliver,
+                vault=self.vault,
+                destinations=self.destinations,
+                prover=prover,
+                note=self.ledger.note,
+            ),
             StepName.CONFIRM: partial(
                 confirm,
                 vault=self.vault,
                 artifacts=self.artifacts,
-                destinations=self.destinations,
-                commitment=self.orthanc,
-                commits=frozenset(
-                    peer.name for peer in settings.dicom_peers if peer.storage_commitment
-                ),
-                study_instance_uid=partial(original_study_instance_uid, vault=self.vault),
+                prover=prover,
+                note=self.ledger.note,
             ),
         }
 
@@ -347,14 +359,29 @@ class Hospital:
 
         return SpaceLog(self.settings.var_dir / "space.json")
 
+    @cached_property
+    def retention(self) -> Retention:
+        """What is freed when nothing needs it any more."""
+        from node.edges.retention import Keep, Retention
+
+        days = {
+            name: None if value == "for ever" else value for name, value in self.settings.retention
+        }
+        return Retention(
+            self.ledger.database, self.artifacts, self.vault, self.orthanc_storage,
+            Keep(**days),
+        )  # fmt: skip
+
     def chores(self) -> list[Chore]:
         """What the watch does now and then."""
         from node.edges.chores import Chore
 
-        storage = self.orthanc_storage
+        storage, retention = self.orthanc_storage, self.retention
         return [
             Chore("restore", 30.0, storage.restore),
             Chore("space", 600.0, lambda: self.space_log.add(storage.state().disks)),
+            Chore("free working data", 120.0, retention.free_working_data),
+            Chore("delete received", 3600.0, retention.delete_received),
         ]
 
     # -- processes ---------------------------------------------------------------------------
@@ -367,9 +394,13 @@ class Hospital:
         receive = self.settings.receive
         Chores(self.chores()).start(threading.Event())
         watch = Watch(
-            self.orthanc, self.ledger, self.wake, quiet_s=receive.quiet_s,
+            self.orthanc,
+            self.ledger,
+            self.wake,
+            quiet_s=receive.quiet_s,
+            max_quiet_s=max(receive.quiet_s, receive.max_quiet_s),
             may_open=lambda: self.orthanc_storage.has_looked,
-        )  # fmt: skip
+        )
         watch.run(threading.Event(), self.nudges.wait, receive.poll_s)
 
     def run_console(self) -> None:
@@ -417,7 +448,7 @@ def run_compute(settings: ComputeSettings) -> None:
     from node.imaging.decoding import Decoders, decoding_processes
     from node.manifest import CommandManifest
     from node.packages import Models
-    from node.pipeline.infer import infer
+    from node.pipeline.infer import already_inferred, infer
 
     for name, manifest in find_models(settings.models_dir).items():
         if isinstance(manifest, CommandManifest):
@@ -427,10 +458,14 @@ def run_compute(settings: ComputeSettings) -> None:
     models.prepare()  # a job that comes before it is done makes its own export
     decoders = Decoders(processes=decoding_processes(settings.threads))
 
-    def run(folder: str, model: str, digest: str, report: Callable[[float], None]) -> None:
-        # A message that was sent twice finds the label map of the first.
-        if f"{folder}/label_map.npz" not in artifacts.names(f"{folder}/"):
-            infer(artifacts, folder, models.loaded(model, digest), report, decoders)
+    def run(
+        job_id: str, instances: str, model: str, digest: str, report: Callable[[float], None]
+    ) -> str:
+        found = already_inferred(artifacts, job_id, instances)
+        if found is None:
+            loaded = models.loaded(model, digest)
+            found = infer(artifacts, job_id, instances, loaded, report, decoders)
+        return found
 
     app = celery_app("segnode-compute", settings.broker_url)
     register_compute_task(app, run)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,23 @@ from anonymizer.keys import PseudonymKeys
 from anonymizer.vault import FolderRecords, Keyring, Vault
 from node.edges.artifacts import FolderArtifacts
 from node.imaging.volume import volume_from_series
-from node.jobs import Done, Job
+from node.jobs import Done, Job, StepName
 from node.kinds import ResultKind
 from node.packages import find_models
 from node.pipeline.deidentify import deidentify
 from node.pipeline.encode import encode
 from node.pipeline.outbound import Profile, outbound_record, outgoing
 from node.pipeline.reidentify import reidentify
+from node.pipeline.run import StepFunction
+from node.pipeline.working_data import (
+    INSTANCES,
+    LABEL_MAP,
+    LABEL_MAP_FILE,
+    MEASUREMENTS_FILE,
+    instances_of,
+    label_map_folder,
+    results_of,
+)
 from node.results.measurements import as_json, measure_case
 from node.sdk import LabelMap
 from node.settings import Deidentify
@@ -74,6 +85,7 @@ class Journey:
         profiles: Mapping[str, Profile],
         **facts: Any,
     ) -> None:
+        self.folder = folder
         self.received = Received([part10(one) for one in series])
         self.artifacts = FolderArtifacts(folder / "artifacts")
         self.vault = Vault(FolderRecords(folder / "vault"), Keyring("k", {"k": b"k" * 32}))
@@ -93,52 +105,47 @@ class Journey:
             created_at=1_800_000_000.0,
         )
 
-    def deidentified(self) -> list[Dataset]:
-        """After ``deidentify``: what the model would see."""
-        self._do(
-            lambda job: deidentify(
-                job,
+    def steps(self) -> Mapping[StepName, StepFunction]:
+        """The steps from ``deidentify`` to ``reidentify``; ``infer`` knows the phantom's truth."""
+        return {
+            StepName.DEIDENTIFY: partial(
+                deidentify,
                 instances=self.received,
                 artifacts=self.artifacts,
                 vault=self.vault,
                 policy=policy_with(Deidentify()),
                 keys=PseudonymKeys.from_secret(b"p" * 32),
-            )
-        )
-        names = self.artifacts.names("job/instances/")
-        return [dcmread(io.BytesIO(self.artifacts.get(name))) for name in names]
-
-    def segmented(self) -> None:
-        """Lay down the truth of the phantom as the model's label map."""
-        instances = self.deidentified()
-        volume = volume_from_series(instances)
-        by_uid = {str(one.SOPInstanceUID): one for one in instances}
-        labels = chest_truth([by_uid[uid] for uid in volume.sop_instance_uids])
-        segments = self.models["ct_lungs"].segments
-        label_map = LabelMap(labels, volume.sop_instance_uids)
-        stream = io.BytesIO()
-        np.savez(stream, labels=labels, sop_instance_uids=np.array(volume.sop_instance_uids))
-        self.artifacts.put("job/label_map.npz", stream.getvalue())
-        measured = {"segments": as_json(measure_case(volume, label_map, segments))}
-        self.artifacts.put("job/measurements.json", json.dumps(measured).encode())
-
-    def encoded(self) -> dict[str, bytes]:
-        """After ``encode``: file name → pseudonymous object."""
-        self._do(
-            lambda job: encode(
-                job,
+            ),
+            StepName.INFER: self._infer,
+            StepName.ENCODE: partial(
+                encode,
                 artifacts=self.artifacts,
                 models=self.models,
                 profiles=self.profiles,
                 senders={},
-            )
-        )
-        names = self.artifacts.names("job/results/")
-        return {name: self.artifacts.get(name) for name in names}
+            ),
+            StepName.REIDENTIFY: partial(reidentify, artifacts=self.artifacts, vault=self.vault),
+        }
+
+    def deidentified(self) -> list[Dataset]:
+        """After ``deidentify``: what the model would see."""
+        self._do(StepName.DEIDENTIFY)
+        return self._instances(self.job)
+
+    def segmented(self) -> None:
+        """Lay down the truth of the phantom as the model's label map."""
+        self.deidentified()
+        self._do(StepName.INFER)
+
+    def encoded(self) -> dict[str, bytes]:
+        """After ``encode``: file name → pseudonymous object."""
+        self._do(StepName.ENCODE)
+        results = results_of(self.job, self.artifacts)
+        return {name: results.get(name) for name in results.names}
 
     def reidentified(self, destination: str | None = None) -> dict[ResultKind, list[bytes]]:
         """After ``reidentify`` and its gate: kind → objects as they go to the destination."""
-        self._do(lambda job: reidentify(job, artifacts=self.artifacts, vault=self.vault))
+        self._do(StepName.REIDENTIFY)
         found: dict[ResultKind, list[bytes]] = {}
         for one in outgoing(self.job, destination):
             record = outbound_record(self.job, one.name)
@@ -146,5 +153,26 @@ class Journey:
             found.setdefault(one.kind, []).append(data)
         return found
 
-    def _do(self, step: Callable[[Job], Done]) -> None:
-        self.job = replace(self.job, facts={**self.job.facts, **step(self.job).facts})
+    def _instances(self, job: Job) -> list[Dataset]:
+        streams = instances_of(job, self.artifacts).contents()
+        return [dcmread(io.BytesIO(stream)) for stream in streams]
+
+    def _infer(self, job: Job) -> Done:
+        instances = self._instances(job)
+        volume = volume_from_series(instances)
+        by_uid = {str(one.SOPInstanceUID): one for one in instances}
+        labels = chest_truth([by_uid[uid] for uid in volume.sop_instance_uids])
+        segments = self.models["ct_lungs"].segments
+        label_map = LabelMap(labels, volume.sop_instance_uids)
+        stream = io.BytesIO()
+        np.savez(stream, labels=labels, sop_instance_uids=np.array(volume.sop_instance_uids))
+        measured = {"segments": as_json(measure_case(volume, label_map, segments))}
+        with self.artifacts.writing(label_map_folder(job.id, job.facts[INSTANCES])) as bundle:
+            bundle.add(LABEL_MAP_FILE, stream.getvalue())
+            bundle.add(MEASUREMENTS_FILE, json.dumps(measured).encode())
+        return Done({LABEL_MAP: bundle.digest})
+
+    def _do(self, step: StepName) -> None:
+        outcome = self.steps()[step](self.job)
+        assert isinstance(outcome, Done)
+        self.job = replace(self.job, facts={**self.job.facts, **outcome.facts})

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path, PurePosixPath
 
-from node.errors import OutOfSpace
+from node.edges.bundles import (
+    FolderBundle,
+    FolderBundleWriter,
+    bundles_below,
+    disk_errors_named,
+    flush,
+    make_folder,
+    writing,
+)
 
 
 class FolderArtifacts:
@@ -18,20 +26,34 @@ class FolderArtifacts:
         self._folder = folder.absolute()
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o750)
 
+    def writing(self, folder: str) -> AbstractContextManager[FolderBundleWriter]:
+        """A new bundle below ``folder``, there once the block has ended without an error."""
+        return writing(self._path(folder))
+
+    def bundle(self, folder: str, digest: str) -> FolderBundle:
+        """The bundle of that digest below ``folder``; DamagedArtifact if it is not there."""
+        return FolderBundle.opened(self._path(folder), digest)
+
+    def bundles(self, folder: str) -> list[str]:
+        """Digests of all bundles below ``folder``."""
+        return bundles_below(self._path(folder))
+
     def put(self, name: str, data: bytes) -> None:
-        """Write beside, then rename: a reader sees all of it or nothing."""
+        """Write beside, flush, then rename: a reader sees all of it or nothing, after any end."""
         path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=".")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(beside).replace(path)
-        except OSError as error:
-            Path(beside).unlink(missing_ok=True)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OutOfSpace("The artifact store is full") from None
-            raise
+        with disk_errors_named():
+            make_folder(path.parent)
+            handle, beside = tempfile.mkstemp(dir=path.parent, prefix=".")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                Path(beside).replace(path)
+            except OSError:
+                Path(beside).unlink(missing_ok=True)
+                raise
+            flush(path.parent)
 
     def get(self, name: str) -> bytes:
         """The bytes of ``name``; KeyError when there is none."""
@@ -41,21 +63,31 @@ class FolderArtifacts:
             raise KeyError(name) from None
 
     def names(self, prefix: str) -> list[str]:
-        """All names below ``prefix``, sorted."""
+        """All names below ``prefix``, sorted; nothing that is still being written."""
         start = self._path(prefix)
+        found = (path.relative_to(self._folder) for path in start.rglob("*") if path.is_file())
         return sorted(
-            str(PurePosixPath(path.relative_to(self._folder)))
-            for path in start.rglob("*")
-            if path.is_file() and not path.name.startswith(".")
+            str(PurePosixPath(path))
+            for path in found
+            if not any(part.startswith(".") for part in path.parts)
         )
+
+    def folders(self) -> list[str]:
+        """Names of the topmost folders, sorted: the jobs that have left something."""
+        found = (path.name for path in self._folder.iterdir() if path.is_dir())
+        return sorted(name for name in found if not name.startswith("."))
 
     def delete(self, prefix: str) -> None:
         """Remove one file, or everything below a folder."""
         path = self._path(prefix)
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
+        if not path.is_dir():
             path.unlink(missing_ok=True)
+            return
+        # Out of sight first: who still writes there finds nothing, and cannot keep it from going.
+        beside = tempfile.mkdtemp(dir=path.parent, prefix=".")
+        with suppress(FileNotFoundError):  # somebody else was first
+            path.rename(beside)
+        shutil.rmtree(beside, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
         path = (self._folder / name).absolute()

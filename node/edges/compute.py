@@ -19,22 +19,25 @@ _HEARTBEAT_S = 5.0
 
 
 def register_compute_task(
-    app: Celery, infer: Callable[[str, str, str, Callable[[float], None]], None]
+    app: Celery, infer: Callable[[str, str, str, str, Callable[[float], None]], str]
 ) -> None:
     """The one task of the compute zone.
 
     Parameters
     ----------
     infer
-        ``infer(folder, model, model_digest, report)``: reads and writes artifacts of ``folder``.
+        ``infer(job_id, instances_digest, model, model_digest, report)``: reads and writes artifacts
+        of the job; the digest of what it has left.
     """
 
     @app.task(name=INFER)  # type: ignore[untyped-decorator]
-    def infer_task(job_id: str, attempt: int, model: str, model_digest: str) -> None:
+    def infer_task(
+        job_id: str, attempt: int, instances_digest: str, model: str, model_digest: str
+    ) -> None:
         logger = log.get().bind(job_id=job_id, attempt=attempt, step="infer", model=model)
         try:
             with _Heartbeat(app, job_id, attempt) as heartbeat:
-                infer(job_id, model, model_digest, heartbeat.report)
+                digest = infer(job_id, instances_digest, model, model_digest, heartbeat.report)
         except NodeError as error:
             logger.warning("step stopped", error=type(error).__name__)
             _tell(
@@ -51,7 +54,7 @@ def register_compute_task(
             _tell(app, INFER_FAILED, job_id, attempt, *told)
         else:
             logger.info("step done")
-            _tell(app, INFER_DONE, job_id)
+            _tell(app, INFER_DONE, job_id, digest)
 
 
 class _Heartbeat:

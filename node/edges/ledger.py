@@ -31,13 +31,12 @@ from node.edges.ledger_moves import (
 from node.edges.ledger_tables import JOBS, job_of
 from node.errors import NotPossible
 from node.jobs import BY_HAND, Event, Explained, Job, State, StepName, Wish
+from node.pipeline.delivery import hurried, resumed
 
 #: A wake-up that brought nobody is sent again after this long: the broker may have lost it.
 RESEND_S = 30.0
 #: Facts of one delivery, which the next one does not share.
-_OF_DELIVERY = (
-    "unsuitable", "results", "deliveries", "accepted", "fallback", "transactions", "proofs",
-)  # fmt: skip
+_OF_DELIVERY = ("unsuitable", "results", "plan", "delivery")
 
 
 class Ledger(Lookups):
@@ -46,14 +45,23 @@ class Ledger(Lookups):
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
         self.database = Database(url, clock=clock)
 
-    def open_jobs(self, series_id: str, study_id: str, instance_ids: Sequence[str]) -> Job | None:
+    def open_jobs(
+        self,
+        series_id: str,
+        study_id: str,
+        instance_ids: Sequence[str],
+        *,
+        as_of: float | None = None,
+    ) -> Job | None:
         """Make the job of a quiet series; None when the same instances have had theirs.
+
+        The series stays to be looked at if something has arrived after ``as_of``.
 
         Jobs of the same series that have not delivered yet are superseded: they know too little.
         """
         job = Job(uuid.uuid4().hex, series_id, study_id, tuple(sorted(instance_ids)))
         with self._moves() as moves:
-            mark_quiet(moves.tx, series_id)
+            mark_quiet(moves.tx, series_id, as_of)
             same = sa.select(JOBS.c.id).where(
                 JOBS.c.series_id == series_id,
                 JOBS.c.instance_set == set_of(job),
@@ -193,9 +201,13 @@ class Ledger(Lookups):
             attempt=job.attempt if counts else job.attempt - 1, **reached,
         )  # fmt: skip
 
-    def end(self, job: Job, event: Event, *, cause: str, remedy: str, error: str) -> None:
-        """The job stops here, kept with its cause and remedy."""
-        self._stop(job, event, cause, remedy, error, wake_at=None)
+    def end(
+        self, job: Job, event: Event, *, cause: str, remedy: str, error: str,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """The job stops here, kept with its cause and remedy; ``facts`` are added to its own."""
+        known = {**job.facts, **(facts or {})}
+        self._stop(job, event, cause, remedy, error, wake_at=None, facts=known)
 
     def explained(self, job: Job, done: Explained) -> None:
         """Stop a job whose destinations keep the document that says why there is no result.
@@ -256,21 +268,17 @@ class Ledger(Lookups):
     def retry(self, job_id: str, facts: Mapping[str, Any] | None = None) -> Job:
         """Start the step at which a job stopped once more, with fresh attempts and more facts.
 
-        What a destination accepted and then did not prove is sent again: a job that stopped in
-        ``confirm`` starts at ``deliver``. The objects keep their UIDs, so none is doubled. A series
-        that is held as incomplete is processed as it is.
+        After ``deliver`` only what is not confirmed is sent again (``node.pipeline.delivery``). A
+        series that is held as incomplete is processed as it is.
         """
         job = self.find(job_id)
         if job.state is State.INCOMPLETE:
             facts = {**(facts or {}), "process_incomplete": True}
-        unproven = job.step is StepName.CONFIRM and job.state is not State.WAITING
-        again: dict[str, Any] = {"step": StepName.DELIVER} if unproven else {}
-        sent = ("accepted", "transactions") if unproven else ()
-        kept = {name: fact for name, fact in job.facts.items() if name not in sent}
+        waits = job.state is State.WAITING
+        step, known = (job.step, hurried(job)) if waits else resumed(job)
         return self._by_person(
-            job_id, Event.RETRY, attempt=0, cause="", remedy="", error="",
-            next_try_at=None, wake_at=self.database.clock(),
-            facts={**kept, **(facts or {})}, **again,
+            job_id, Event.RETRY, step=step, attempt=0, cause="", remedy="", error="",
+            next_try_at=None, wake_at=self.database.clock(), facts={**known, **(facts or {})},
         )  # fmt: skip
 
     def cancel(self, job_id: str) -> Job:

@@ -11,20 +11,35 @@ from node.jobs import Job, State, StepName
 
 METADATA = sa.MetaData()
 
+#: How far a feed was read, and what stood in the last line: another feed has another line there.
 CURSORS = sa.Table(
     "cursors",
     METADATA,
     sa.Column("name", sa.String, primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
+    sa.Column("line", sa.String, nullable=False, server_default=sa.text("''")),
 )
 
-#: A series that received something. ``quiet`` once a job was made of what it held.
+#: A series that received something. ``quiet`` once a job was made of what it held. ``sender`` and
+#: ``address`` are the AE title and host that sent its first instance; empty for HTTP.
 ARRIVALS = sa.Table(
     "arrivals",
     METADATA,
     sa.Column("series_id", sa.String, primary_key=True),
     sa.Column("last_change_at", sa.Float, nullable=False),
     sa.Column("quiet", sa.Boolean, nullable=False, index=True),
+    sa.Column("sender", sa.String, nullable=False, server_default=sa.text("''")),
+    sa.Column("address", sa.String, nullable=False, server_default=sa.text("''")),
+)
+
+#: The longest pauses seen within one series of a sender, since a time.
+SENDERS = sa.Table(
+    "senders",
+    METADATA,
+    sa.Column("sender", sa.String, primary_key=True),
+    sa.Column("longest_pause_s", sa.Float, nullable=False),
+    sa.Column("second_pause_s", sa.Float, nullable=False),
+    sa.Column("since", sa.Float, nullable=False),
 )
 
 JOBS = sa.Table(

@@ -25,6 +25,7 @@ import httpx
 from node.errors import (
     DamagedInstance,
     DeliveryRefused,
+    Gone,
     NodeError,
     OrthancUnavailable,
     OutOfSpace,
@@ -82,7 +83,7 @@ class Orthanc:
 
     Implements the ports ``Instances`` and ``StorageCommitment``. Every method raises
     :class:`~node.errors.OrthancUnavailable` when Orthanc does not answer or fails inside, and
-    :class:`~node.errors.Rejected` when it does not have what it is asked for.
+    :class:`~node.errors.Gone` when it does not have what it is asked for.
     """
 
     def __init__(self, url: str, username: str, password: str) -> None:
@@ -131,6 +132,21 @@ class Orthanc:
             for line in page["Changes"]
         )
         return ChangesPage(changes, last=page["Last"], done=page["Done"])
+
+    def series_ids(self) -> tuple[str, ...]:
+        """The ids of all series that it has, in any order."""
+        return tuple(self._get("/series").json())
+
+    def open_associations(self) -> Mapping[str, int]:
+        """Address → how many DICOM associations from there are open now, as the bridge sees them.
+
+        Empty without a bridge, and where it cannot know.
+        """
+        response = self._send("GET", "/segnode/associations", repeatable=True)
+        if response.status_code == HTTPStatus.NOT_FOUND:
+            return {}
+        found: Mapping[str, int] = _accepted(response).json()
+        return found
 
     def series_of_instance(self, instance_id: str) -> str:
         """The id of the series that the instance belongs to."""
@@ -348,9 +364,10 @@ def _failure(status: int) -> NodeError:
             remedy="Orthanc and the node use different passwords: restart both together.",
         )
     if status == HTTPStatus.NOT_FOUND:
-        return Rejected(
-            "Orthanc no longer has the object", remedy="Send the series to the node again."
-        )
+        return Gone("Orthanc no longer has the object")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return OrthancUnavailable(f"Orthanc failed inside (HTTP {status})")
-    return Rejected(f"Orthanc refused the request (HTTP {status})", remedy="See Orthanc's log.")
+    # Nothing that the node asks for can be wrong for good: what is deleted answers 404.
+    return OrthancUnavailable(
+        f"Orthanc refused the request (HTTP {status})", remedy="See Orthanc's log."
+    )

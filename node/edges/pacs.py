@@ -24,16 +24,15 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 
-from node.edges.store_status import Answer, answer_to, store_status
+from node.edges.store_status import SOP_CLASS_NOT_SUPPORTED, not_answered, store_status
 from node.errors import DeliveryRefused, PacsUnavailable
-from node.ports import StoreStatus
+from node.ports import Answer, StoreStatus
 
 VERIFICATION = UID("1.2.840.10008.1.1")
 STUDY_ROOT_FIND = UID("1.2.840.10008.5.1.4.1.2.2.1")
 STUDY_ROOT_MOVE = UID("1.2.840.10008.5.1.4.1.2.2.2")
 STORAGE_COMMITMENT = UID("1.2.840.10008.1.20.1")
 
-_SOP_CLASS_NOT_SUPPORTED = 0x0122
 _MAX_CONTEXTS = 128  # odd presentation context ids in one byte, PS3.8 9.3.2.2
 _REJECTED_PERMANENT = 1  # PS3.8 Table 9-21, Result
 _CALLED_AE_NOT_RECOGNIZED = (1, 7)  # (source, reason) of the same table
@@ -97,14 +96,15 @@ class DicomPacs:
     def store(self, instances: Sequence[bytes]) -> tuple[StoreStatus, ...]:
         """Send Part 10 streams on one association; one status each, in order.
 
-        An instance whose SOP class or transfer syntax the PACS does not take is answered
-        0x0122 without being sent; the others still go.
+        An instance whose SOP class or transfer syntax the PACS does not take is answered 0x0122
+        without being sent; the others still go. When the association breaks, what was answered
+        before stands, and the rest is to be tried again; so it is after a PACS has said that it is
+        out of resources.
 
         Raises
         ------
         PacsUnavailable
-            No association, no answer, an abort, or a status that asks to be tried again. Sending
-            everything again does no harm.
+            No association: nothing was sent.
         DeliveryRefused
             The PACS does not talk to us at all.
 
@@ -117,13 +117,10 @@ class DicomPacs:
         datasets = [dcmread(BytesIO(instance)) for instance in instances]
         try:
             with self._association(_contexts_for(datasets)) as association:
-                return tuple(
-                    self._store_one(association, dataset, number, len(datasets))
-                    for number, dataset in enumerate(datasets, start=1)
-                )
+                return tuple(_stored(association, datasets))
         except _NothingAccepted:
             return tuple(
-                store_status(str(dataset.SOPInstanceUID), _SOP_CLASS_NOT_SUPPORTED)
+                store_status(str(dataset.SOPInstanceUID), SOP_CLASS_NOT_SUPPORTED)
                 for dataset in datasets
             )
 
@@ -224,25 +221,6 @@ class DicomPacs:
             storage={pair: pair in accepted for pair in storage},
         )
 
-    def _store_one(
-        self, association: Association, dataset: Dataset, number: int, total: int
-    ) -> StoreStatus:
-        uid = str(dataset.SOPInstanceUID)
-        if not _has_context(association, dataset):
-            return store_status(uid, _SOP_CLASS_NOT_SUPPORTED)
-        if not association.is_established:
-            raise self._unavailable(f"ended the association before instance {number} of {total}")
-        answer = association.send_c_store(dataset)
-        if "Status" not in answer:
-            raise self._unavailable(f"did not answer C-STORE of instance {number} of {total}")
-        status = int(answer.Status)
-        what, meaning = answer_to(status)
-        if what is Answer.TRY_AGAIN:
-            raise self._unavailable(
-                f"answered 0x{status:04X} ({meaning}) to C-STORE of instance {number} of {total}"
-            )
-        return store_status(uid, status)
-
     def _find(self, level: str, study: str, series: str, returned_keyword: str) -> list[Dataset]:
         model = STUDY_ROOT_FIND
         query = Dataset()
@@ -287,6 +265,10 @@ class DicomPacs:
             raise self._why_not_established(association)
         try:
             yield association
+        except RuntimeError:  # what pynetdicom raises when the association ended before a message
+            if association.is_established:
+                raise
+            raise self._unavailable("ended the association") from None
         finally:
             if association.is_established:
                 association.release()
@@ -315,6 +297,30 @@ class DicomPacs:
 
     def _refused(self, what: str) -> DeliveryRefused:
         return DeliveryRefused(f"PACS {self._destination.name} {what}")
+
+
+def _stored(association: Association, datasets: Sequence[Dataset]) -> Iterator[StoreStatus]:
+    """One after the other, until the PACS has had enough."""
+    broken = ""
+    for dataset in datasets:
+        uid = str(dataset.SOPInstanceUID)
+        if broken:
+            yield not_answered(uid, broken)
+        elif not _has_context(association, dataset):
+            yield store_status(uid, SOP_CLASS_NOT_SUPPORTED)
+        else:
+            try:
+                code = association.send_c_store(dataset).get("Status")
+            except RuntimeError:  # pynetdicom's word for an association that has ended
+                code = None
+            if code is None:
+                yield not_answered(uid, "no answer: the association ended, or the time was up")
+                broken = "not sent: the association had ended"
+                continue
+            status = store_status(uid, int(code))
+            if status.answer is Answer.BUSY:
+                broken = f"not sent after {status.said}"
+            yield status
 
 
 class _NothingAccepted(DeliveryRefused):

@@ -1,7 +1,8 @@
 """Thin Celery tasks of the hospital zone: run a step, hand a model's run over, hear how it went.
 
-Between the zones go the id of a job, which is also the folder of its artifacts, the name and digest
-of a model, and how it went (``node.edges.compute`` is the other side).
+Between the zones go the id of a job, which is also the folder of its artifacts, the digest of its
+instances, the name and digest of a model, and how it went (``node.edges.compute`` is the other
+side).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from node.errors import NodeError
 from node.jobs import HandedOver, Job, State, StepName
 from node.pipeline import BY_NAME
 from node.pipeline.run import LEASE_S, StepFunction, Wake, record_failure, run_step
+from node.pipeline.working_data import INSTANCES, LABEL_MAP, is_digest
 
 #: A model that waits in the compute queue for this long is sent again: the message may be lost.
 _QUEUED_LEASE_S = 600.0
@@ -53,7 +55,8 @@ def hand_over(app: Celery, ledger: Ledger) -> StepFunction:
 
     def infer(job: Job) -> HandedOver:
         ledger.extend(job, _QUEUED_LEASE_S)
-        message = [job.id, job.attempt, job.model, job.model_digest]
+        instances = job.facts.get(INSTANCES, "")
+        message = [job.id, job.attempt, instances, job.model, job.model_digest]
         try:
             app.send_task(INFER, args=message, queue=COMPUTE_QUEUE, retry=False)
         except OperationalError:
@@ -84,11 +87,12 @@ def register_hospital_tasks(
             ledger.extend(job, LEASE_S, max(progress, 0.001))
 
     @app.task(name=INFER_DONE)  # type: ignore[untyped-decorator]
-    def infer_done(job_id: str) -> None:
-        # Any attempt's result will do: the label map is the same, and it is there. What is known of
-        # the job is the hospital's alone to state: where its results go, whose they are.
-        job = running(job_id)
-        following = ledger.finish(job, {}) if job else None
+    def infer_done(job_id: str, label_map_digest: str) -> None:
+        # Any attempt's result will do: its digest leads to what was made of the job's instances, or
+        # nowhere. Everything else that is known of the job is the hospital's alone to state: where
+        # its results go, whose they are.
+        job = running(job_id) if is_digest(label_map_digest) else None
+        following = ledger.finish(job, {LABEL_MAP: label_map_digest}) if job else None
         if following:
             wake(following)
 

@@ -1,28 +1,33 @@
-"""The watch: reads Orthanc's changes feed, makes jobs of quiet series, sweeps what got lost.
+"""The watch: makes jobs of series that have become quiet, and sweeps what got lost.
 
-Correctness rests on the feed and a cursor in the ledger. A nudge from the bridge only shortens the
-wait; StableSeries events are not used, because Orthanc forgets them at every restart.
+A series is quiet when its sender has said nothing for longer than it is known to pause, and has no
+association open that may still be in the middle of it. Correctness does not rest on that: what
+comes later makes a new job. StableSeries events are not used: Orthanc forgets them at a restart.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 import redis
 
 from node import log
-from node.edges.arrivals import Arrivals
+from node.edges.arrivals import Arrival, Arrivals, settle_s, still_sending
+from node.edges.feed import Feed
 from node.edges.ledger import Ledger
 from node.edges.orthanc import Orthanc
-from node.errors import OrthancUnavailable, Rejected
+from node.errors import Gone, OrthancUnavailable
 from node.pipeline import STEPS
 from node.pipeline.run import Wake
 
-_FEED = "orthanc"
 _NUDGE_CHANNEL = "segnode:nudge"
+#: What the bridge said of open associations holds for so long.
+_ASSOCIATIONS_HOLD_S = 0.5
+#: So many series that cannot be asked for are not each one's own fault.
+_FAILURES_IN_A_PASS = 3
 _MAX_ATTEMPTS = {step.name: step.max_attempts for step in STEPS}
 
 
@@ -36,24 +41,28 @@ class Watch:
         wake: Wake,
         *,
         quiet_s: float,
+        max_quiet_s: float | None = None,
         may_open: Callable[[], bool] = lambda: True,
     ) -> None:
         """``may_open`` is false while Orthanc is known to lack instances that it had."""
         self._may_open = may_open
         self._orthanc, self._ledger, self._wake = orthanc, ledger, wake
-        self._arrivals = Arrivals(ledger.database)
         self._quiet_s = quiet_s
+        self._max_quiet_s = quiet_s if max_quiet_s is None else max_quiet_s
+        self._arrivals = Arrivals(ledger.database)
+        self._feed = Feed(orthanc, self._arrivals, longest_pause_s=self._max_quiet_s)
+        self._associations: tuple[float, Mapping[str, int]] = (0.0, {})
 
     def once(self) -> bool:
         """Read the feed, open jobs, sweep. True when a series is waiting to become quiet."""
         try:
-            self._read_feed()
+            self._feed.read()
             if self._may_open():
                 self._open_quiet()
         except OrthancUnavailable:
             log.get().warning("Orthanc does not answer; trying again")
         self._sweep()
-        return bool(self._arrivals.quiet_series(0))
+        return bool(self._arrivals.waiting())
 
     def run(self, stop: threading.Event, wait: Callable[[float], None], poll_s: float) -> None:
         """Repeat until ``stop``; ``wait(seconds)`` returns early on a nudge."""
@@ -61,39 +70,45 @@ class Watch:
             pending = self.once()
             wait(min(poll_s, self._quiet_s / 10) if pending else poll_s)
 
-    def _read_feed(self) -> None:
-        cursor = self._arrivals.cursor(_FEED)
-        while True:
-            page = self._orthanc.changes(cursor)
-            if page.last < cursor:  # the index was made anew: everything in it is new to us
-                log.get().warning("Orthanc's index is younger than the cursor; reading from start")
-                cursor = 0
-                continue
-            received = [one.resource_id for one in page.changes if one.kind == "NewInstance"]
-            if page.last != cursor:
-                self._arrivals.record(_FEED, page.last, self._series_of(received))
-            cursor = page.last
-            if page.done:
-                return
-
-    def _series_of(self, instance_ids: Iterable[str]) -> set[str]:
-        found = set()
-        for instance_id in instance_ids:
-            with suppress(Rejected):  # deleted by a person since
-                found.add(self._orthanc.series_of_instance(instance_id))
-        return found
-
     def _open_quiet(self) -> None:
-        for series_id in self._arrivals.quiet_series(self._quiet_s):
-            study_id = ""
-            instance_ids: tuple[str, ...] = ()
-            with suppress(Rejected):  # deleted by a person since: no instances, no job
-                instance_ids = self._orthanc.instances_of_series(series_id)
-                study_id = self._orthanc.study_of_series(series_id)
-            job = self._ledger.open_jobs(series_id, study_id, instance_ids)
-            if job:
-                log.get().info("series is quiet", job_id=job.id, instances=len(instance_ids))
-                self._wake(job)
+        waiting, pauses_s = self._arrivals.waiting(), self._arrivals.pauses_s()
+        failures = 0
+        for arrival in waiting:
+            pause_s = pauses_s.get(arrival.origin.sender, 0.0)
+            if arrival.silent_s < settle_s(pause_s, self._quiet_s, self._max_quiet_s):
+                continue
+            if arrival.silent_s < self._max_quiet_s and self._is_coming(arrival, waiting):
+                continue
+            try:
+                self._open(arrival)
+            except OrthancUnavailable as error:  # of one series, perhaps: the others go on
+                failures += 1
+                log.get().warning("series cannot be asked for", error=type(error).__name__)
+                if failures >= _FAILURES_IN_A_PASS:
+                    raise
+
+    def _is_coming(self, arrival: Arrival, waiting: Sequence[Arrival]) -> bool:
+        """Whether the sender's association is still open and sends nothing else."""
+        if not arrival.origin.address:
+            return False
+        asked_at, found = self._associations
+        if time.monotonic() - asked_at > _ASSOCIATIONS_HOLD_S:
+            found = self._orthanc.open_associations()
+            self._associations = time.monotonic(), found
+        return still_sending(arrival, waiting, found.get(arrival.origin.address, 0))
+
+    def _open(self, arrival: Arrival) -> None:
+        study_id = ""
+        instance_ids: tuple[str, ...] = ()
+        with suppress(Gone):  # deleted by a person since: no instances, no job
+            instance_ids = self._orthanc.instances_of_series(arrival.series_id)
+            study_id = self._orthanc.study_of_series(arrival.series_id)
+        job = self._ledger.open_jobs(
+            arrival.series_id, study_id, instance_ids, as_of=arrival.last_change_at
+        )
+        if job:
+            log.get().info("series is quiet", job_id=job.id, instances=len(instance_ids))
+            self._wake(job)
 
     def _sweep(self) -> None:
         for job in self._ledger.release_lost_leases(_MAX_ATTEMPTS):

@@ -23,6 +23,7 @@ from node.pipeline.pixel_review import (
     released_review,
     store_review,
 )
+from node.pipeline.working_data import INSTANCES, instances_folder
 from node.ports import Artifacts, Instances, SealedRecords
 
 _OPTION = (
@@ -40,7 +41,7 @@ def deidentify(
     policy: Policy,
     keys: PseudonymKeys,
 ) -> Done:
-    """Write ``instances/000001.dcm`` … into the job's folder, one for each received instance.
+    """Write a bundle ``000001.dcm`` … below the job's folder, one for each received instance.
 
     The files are numbered in the order of Orthanc's ids, which says nothing. The crosswalk is
     sealed before the step is done: what reached the compute zone can always be led back.
@@ -55,6 +56,7 @@ def deidentify(
     ``crosswalk``: the vault's record type that holds it.
     ``profile``: digest of the de-identification policy.
     ``epoch``: number of the pseudonym key.
+    ``instances_digest``: the bundle of instances.
     ``images_released``: how many images a person has released, if any.
 
     Raises
@@ -64,13 +66,12 @@ def deidentify(
     IdentityUnsafe
         Pixels may show the patient, an identifier survived, or the vault cannot seal.
     """
-    artifacts.delete(f"{job.id}/instances")  # an earlier try may have got half-way
     may_release = Option.CLEAN_PIXEL_DATA in policy.options
     released = released_review(job, artifacts) if may_release else None
     originals: list[OriginalIdentity] = []
     held: list[HeldImage] = []
     deidentifier = Deidentifier(policy, keys)
-    with as_node_errors():
+    with as_node_errors(), artifacts.writing(instances_folder(job.id)) as bundle:
         for number, (_, data) in enumerate(instances.fetch(job.instance_ids), start=1):
             try:
                 made = deidentifier.deidentify(data)
@@ -82,10 +83,9 @@ def deidentify(
                     refuse_too_many(held)
                     continue
                 made = deidentified_as_released(number, data, released, policy, keys)
-            artifacts.put(f"{job.id}/instances/{number:06d}.dcm", made.data)
+            bundle.add(f"{number:06d}.dcm", made.data)
             originals.append(made.original)
         if held:
-            artifacts.delete(f"{job.id}/instances")
             raise held_for_review(store_review(job, held, artifacts))
         crosswalk = Crosswalk.collect(originals)
         sealed = seal_crosswalk(vault, crosswalk, epoch=keys.epoch)
@@ -94,6 +94,7 @@ def deidentify(
         "crosswalk": sealed.record,
         "profile": crosswalk.profile_digest,
         "epoch": keys.epoch,
+        INSTANCES: bundle.digest,
     }
     if released is not None:
         facts["images_released"] = len(released.images)

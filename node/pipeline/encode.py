@@ -15,12 +15,21 @@ from importlib.metadata import version
 import numpy as np
 from pydicom import Dataset, dcmread
 
+from node.errors import ModelFault
 from node.imaging.views import choose_radiograph
 from node.jobs import Done, Job, Reason, unsuitable
 from node.kinds import ResultKind
 from node.manifest import ModelManifest, RadiographManifest
 from node.pipeline.outbound import Profile, Result, facts_of, object_name, plan_for, to_make
-from node.ports import Artifacts
+from node.pipeline.working_data import (
+    LABEL_MAP_FILE,
+    MEASUREMENTS_FILE,
+    RESULTS,
+    instances_of,
+    label_map_of,
+    results_folder,
+)
+from node.ports import Artifacts, BundleWriter
 from node.results.explanation import EXPLAINING, explaining_kind, explanation
 from node.results.measurements import from_json
 from node.results.objects import Found, Origin, possible_kinds
@@ -34,7 +43,7 @@ def encode(
     profiles: Mapping[str, Profile],
     senders: Mapping[str, str],
 ) -> Done:
-    """Write ``results/*.dcm``, all kinds that a destination takes, and ``overlay.png``.
+    """Write a bundle of results, all kinds that a destination takes, and ``overlay.png``.
 
     The job's key decides the UIDs and its creation the dates, so a second run writes the same
     bytes. A job without a result gets the document that says why instead.
@@ -48,17 +57,22 @@ def encode(
 
     Facts
     -----
-    ``results``, ``deliveries``: :func:`node.pipeline.outbound.facts_of`.
+    ``results``, ``plan``, ``delivery``: :func:`node.pipeline.outbound.facts_of`.
+    ``results_digest``: the bundle of results.
     ``remarks``: what may keep a viewer from showing them.
     ``left_out``: what else a series of radiographs holds, and why it was not segmented.
 
     Raises
     ------
+    DamagedArtifact
+        Instances, label map or measurements are not what earlier steps have written.
     DeliveryRefused
-        A destination is no peer, or takes nothing that can be made of these images.
+        No destination is a peer that takes something that can be made of these images.
     EmptyResult, ModelFault, GeometryError, Rejected, Quarantined
         :meth:`node.results.objects.Found.encoded`.
     """
+    if job.model not in models:
+        raise ModelFault(f"The model {job.model} is no longer installed")
     manifest = models[job.model]
     origin = Origin(
         job_key=job.key,
@@ -66,22 +80,23 @@ def encode(
         software_version=version("segnode"),
         manifest=manifest,
     )
-    instances = _instances(artifacts, job)
-    artifacts.delete(f"{job.id}/results/")
+    instances = [dcmread(io.BytesIO(stream)) for stream in instances_of(job, artifacts).contents()]
     if reason := unsuitable(job):
         return _explain(job, reason, instances, origin, artifacts, profiles, senders)
     columns = int(instances[0].Columns)
-    wanted = {name: profile.of_columns(columns) for name, profile in profiles.items()}
-    plan = plan_for(job, wanted, senders, possible_kinds(manifest))
+    settled = {name: profile.of_columns(columns) for name, profile in profiles.items()}
+    plan, nothing = plan_for(job, settled, senders, possible_kinds(manifest))
     found = _found(job, instances, origin, artifacts)
-    results = [
-        _stored(job, kind, found.encoded(kind, every), artifacts)
-        for kind, every in to_make(plan).items()
-    ]
+    with artifacts.writing(results_folder(job.id)) as bundle:
+        results = [
+            _stored(kind, found.encoded(kind, every), bundle)
+            for kind, every in to_make(plan).items()
+        ]
     artifacts.put(f"{job.id}/overlay.png", found.picture_png)
-    remarks = found.remarks([result.kind for result in results])
-    noted = {"remarks": remarks} if remarks else {}
-    return Done({**facts_of(plan, results), **_left_out(manifest, instances), **noted})
+    facts = {**facts_of(job, plan, nothing, results), RESULTS: bundle.digest}
+    if remarks := found.remarks([result.kind for result in results]):
+        facts["remarks"] = remarks
+    return Done({**facts, **_left_out(manifest, instances)})
 
 
 def _local_time(timestamp: float) -> datetime:
@@ -100,18 +115,20 @@ def _explain(
 ) -> Done:
     """The page that says why, as each destination can show it."""
     wanted = {name: Profile((explaining_kind(takes.kinds),)) for name, takes in profiles.items()}
-    plan = plan_for(job, wanted, senders, EXPLAINING)
-    results = [
-        _stored(job, kind, [explanation(kind, asdict(reason), instances, origin)], artifacts)
-        for kind in to_make(plan)
-    ]
-    return Done(facts_of(plan, results))
+    plan, nothing = plan_for(job, wanted, senders, EXPLAINING)
+    with artifacts.writing(results_folder(job.id)) as bundle:
+        results = [
+            _stored(kind, [explanation(kind, asdict(reason), instances, origin)], bundle)
+            for kind in to_make(plan)
+        ]
+    return Done({**facts_of(job, plan, nothing, results), RESULTS: bundle.digest})
 
 
 def _found(job: Job, instances: Sequence[Dataset], origin: Origin, artifacts: Artifacts) -> Found:
-    stored = np.load(io.BytesIO(artifacts.get(f"{job.id}/label_map.npz")), allow_pickle=False)
+    bundle = label_map_of(job, artifacts)
+    stored = np.load(io.BytesIO(bundle.get(LABEL_MAP_FILE)), allow_pickle=False)
     by_uid = {str(instance.SOPInstanceUID): instance for instance in instances}
-    measured = json.loads(artifacts.get(f"{job.id}/measurements.json"))
+    measured = json.loads(bundle.get(MEASUREMENTS_FILE))
     return Found(
         origin=origin,
         labels=stored["labels"],
@@ -120,19 +137,14 @@ def _found(job: Job, instances: Sequence[Dataset], origin: Origin, artifacts: Ar
     )
 
 
-def _stored(job: Job, kind: ResultKind, objects: Iterable[Dataset], artifacts: Artifacts) -> Result:
+def _stored(kind: ResultKind, objects: Iterable[Dataset], bundle: BundleWriter) -> Result:
     """Write the objects of one kind, one after the other; what to know of them later."""
     uids, series = [], ""
     for number, made in enumerate(objects, start=1):
-        artifacts.put(f"{job.id}/results/{object_name(kind, number)}.dcm", _part10(made))
+        bundle.add(f"{object_name(kind, number)}.dcm", _part10(made))
         uids.append(str(made.SOPInstanceUID))
         series = str(made.SeriesInstanceUID)
     return Result(kind, str(kind.sop_class_uid), series, tuple(uids))
-
-
-def _instances(artifacts: Artifacts, job: Job) -> list[Dataset]:
-    names = artifacts.names(f"{job.id}/instances/")
-    return [dcmread(io.BytesIO(artifacts.get(name))) for name in names]
 
 
 def _left_out(manifest: ModelManifest, instances: Sequence[Dataset]) -> Mapping[str, list[str]]:

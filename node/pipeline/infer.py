@@ -11,7 +11,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
-from node.errors import DamagedInstance, EmptyResult, ModelFault, Rejected
+from node.errors import DamagedArtifact, DamagedInstance, EmptyResult, ModelFault, Rejected
 from node.foreign.model import CommandModel
 from node.imaging.arriving import ArrivingVolume
 from node.imaging.decoding import Decoders
@@ -20,6 +20,12 @@ from node.imaging.suitability import require_suitable
 from node.imaging.views import choose_radiograph
 from node.imaging.volume import series_geometry
 from node.packages import Model
+from node.pipeline.working_data import (
+    LABEL_MAP_FILE,
+    MEASUREMENTS_FILE,
+    instances_folder,
+    label_map_folder,
+)
 from node.ports import Artifacts
 from node.radiographs import RadiographModel
 from node.results.measurements import as_json, measure_case
@@ -29,21 +35,23 @@ from node.segmentation import VolumeModel
 
 def infer(
     artifacts: Artifacts,
-    folder: str,
+    job_id: str,
+    instances_digest: str,
     model: Model,
     report: Callable[[float], None],
     decoders: Decoders | None = None,
-) -> None:
-    """Segment the series in ``folder`` with ``model``; running it again changes nothing.
+) -> str:
+    """Segment a bundle of instances with ``model``; the digest of the bundle that it leaves.
 
-    Reads ``{folder}/instances/*.dcm``. Writes ``{folder}/label_map.npz`` (``labels`` uint8, shape
-    (slices, rows, columns), or (1, rows, columns) of the frontal radiograph, and
-    ``sop_instance_uids`` in slice order, pseudonymous) and
-    ``{folder}/measurements.json``. ``report`` is called with the share done, 0 to 1. ``decoders``
-    decode the slices to come while the network has the first; without them it waits for each.
+    In that are ``label_map.npz`` (``labels`` uint8, shape (slices, rows, columns), or (1, rows,
+    columns) of the frontal radiograph, and ``sop_instance_uids`` in slice order, pseudonymous) and
+    ``measurements.json``. ``report`` is called with the share done, 0 to 1. ``decoders`` decode
+    the slices to come while the network has the first; without them it waits for each.
 
     Raises
     ------
+    DamagedArtifact
+        The instances are not what ``deidentify`` has written.
     UnsuitableInput, GeometryError, UnsupportedTransferSyntax, DamagedInstance
         The series cannot be segmented by this model.
     EmptyResult
@@ -53,7 +61,7 @@ def infer(
     ProgramInterrupted, OutOfSpace
         A program that is the model has to be run again.
     """
-    streams = [artifacts.get(name) for name in artifacts.names(f"{folder}/instances/")]
+    streams = artifacts.bundle(instances_folder(job_id), instances_digest).contents()
     case: Volume | Radiograph
     try:
         if isinstance(model, RadiographModel):
@@ -69,9 +77,25 @@ def infer(
     if not label_map.array.any():
         labels = ", ".join(segment.label for segment in model.manifest.segments)
         raise EmptyResult(f"Model {model.manifest.name} found none of: {labels}")
-    artifacts.put(f"{folder}/measurements.json", _measurements(model, case, label_map))
-    # Last, because its presence says that the step is done.
-    artifacts.put(f"{folder}/label_map.npz", _packed(label_map))
+    with artifacts.writing(label_map_folder(job_id, instances_digest)) as bundle:
+        bundle.add(MEASUREMENTS_FILE, _measurements(model, case, label_map))
+        bundle.add(LABEL_MAP_FILE, _packed(label_map))
+    return bundle.digest
+
+
+def already_inferred(artifacts: Artifacts, job_id: str, instances_digest: str) -> str | None:
+    """The bundle that an earlier run of the same job has left, if it is whole.
+
+    Its message home may have been lost; a model may take minutes.
+    """
+    folder = label_map_folder(job_id, instances_digest)
+    for digest in artifacts.bundles(folder):
+        try:
+            artifacts.bundle(folder, digest).contents()
+        except DamagedArtifact:
+            continue
+        return digest
+    return None
 
 
 def _radiograph(

@@ -8,6 +8,7 @@ from anonymizer.sealed_crosswalk import Sealed, open_crosswalk
 from node.jobs import Done, Job
 from node.pipeline.identity_errors import as_node_errors
 from node.pipeline.outbound import outbound_record, outgoing
+from node.pipeline.working_data import results_of
 from node.ports import Artifacts, SealedRecords
 
 
@@ -16,6 +17,8 @@ def reidentify(job: Job, *, artifacts: Artifacts, vault: SealedRecords) -> Done:
 
     Raises
     ------
+    DamagedArtifact
+        A result is not what ``encode`` has written.
     IdentityUnsafe
         A reference does not resolve in the original study, a pseudonym remains, or the vault does
         not open.
@@ -29,8 +32,9 @@ def reidentify(job: Job, *, artifacts: Artifacts, vault: SealedRecords) -> Done:
             "siblings": frozenset(one.sop_instance_uid for one in objects),
             "sibling_series": frozenset(one.series_instance_uid for one in objects),
         }
+        results = results_of(job, artifacts)
         for one in objects:
-            pseudonymous = artifacts.get(f"{job.id}/results/{one.name}.dcm")
+            pseudonymous = results.get(f"{one.name}.dcm")
             released = reidentify_object(pseudonymous, crosswalk)
             check_released(released, crosswalk, **siblings)
             vault.seal(job.facts["study"], outbound_record(job, one.name), released)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from node import log
 from node.errors import (
+    DamagedArtifact,
     EmptyResult,
     GeometryError,
     Incomplete,
@@ -40,6 +41,9 @@ from node.ports import Leases
 #: A worker that says nothing for this long is taken for dead, and its step is given to another.
 LEASE_S = 30.0
 _HEARTBEAT_S = LEASE_S / 3
+
+#: So often the working data of one job are made again from Orthanc's copy.
+_MAX_REMADE = 3
 
 #: What is the series' own fault, and not the node's: a rule may want the hospital to be told.
 _OF_THE_SERIES = (EmptyResult, GeometryError, UnsuitableInput, UnsupportedTransferSyntax)
@@ -108,6 +112,15 @@ def record_failure(ledger: Leases, job: Job, error: NodeError) -> None:
         ledger.redirect(job, StepName.ENCODE, {"unsuitable": told}, cause)
         return
     match error:
+        case DamagedArtifact() if (times := job.facts.get("remade", 0)) < _MAX_REMADE:
+            again = {"remade": times + 1, "unsuitable": None}
+            ledger.redirect(job, StepName.DEIDENTIFY, again, cause)
+        case DamagedArtifact():
+            ledger.end(
+                job, Event.ATTEMPTS_USED_UP, cause=f"{cause}, {_MAX_REMADE} times over",
+                remedy="Check disk and memory of the node's artifact folder, then retry the job.",
+                error=kind, facts={"remade": 0},
+            )  # fmt: skip
         case Unavailable() if job.attempt < BY_NAME[job.step].max_attempts:
             ledger.wait(
                 job, cause=cause, remedy=error.remedy, error=kind, delay_s=back_off_s(job.attempt)

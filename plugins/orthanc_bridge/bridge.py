@@ -20,10 +20,12 @@ And only here is an object refused before it is written.
 
 import atexit
 import http.client
+import ipaddress
 import json
 import os
 import re
 import sqlite3
+import sys
 import threading
 import urllib.parse
 from pathlib import Path
@@ -56,6 +58,9 @@ ALLOWED = tuple(
 ALLOWED_QUERY = ("study", "state", "limit")
 MAX_REQUEST_BYTES = 4096
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
+
+#: The state of a connection in /proc/net/tcp.
+ESTABLISHED = "01"
 
 NUDGE_EVERY_S = 0.25
 NUDGE_TIMEOUT_S = 2
@@ -107,6 +112,34 @@ def ask_node(method, path, body=None, *, timeout_s):
     if len(content) > MAX_ANSWER_BYTES:
         raise NodeSilent("AnswerTooLong")
     return answer.status, answer.getheader("Content-Type", ""), content
+
+
+def open_associations(tables=("/proc/self/net/tcp", "/proc/self/net/tcp6")):
+    """Address -> how many connections from there to Orthanc's DICOM port are open.
+
+    Who still has one may go on with a series that pauses. Empty where the system has no such table.
+    """
+    port = json.loads(orthanc.GetConfiguration())["DicomPort"]
+    found = {}
+    for table in tables:
+        try:
+            lines = Path(table).read_text("ascii").splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            local, remote, state = line.split()[1:4]
+            if state == ESTABLISHED and int(local.rpartition(":")[2], 16) == port:
+                address = address_of(remote.rpartition(":")[0])
+                found[address] = found.get(address, 0) + 1
+    return found
+
+
+def address_of(digits):
+    """An address of /proc/net/tcp in words: hexadecimal, each 32 bits in the machine's order."""
+    words = [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
+    packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+    address = ipaddress.ip_address(packed)
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 class Nudger:
@@ -323,6 +356,8 @@ class Console:
             self._storage(output, path[len("/storage/") :], request)
         elif request["method"] != "GET":
             output.SendMethodNotAllowed("GET")
+        elif path == "/associations":
+            output.AnswerBuffer(json.dumps(open_associations()), "application/json")
         elif path in ("", "/"):
             output.Redirect(f"{ROOT}/index.html")
         elif path[1:] in self._assets:

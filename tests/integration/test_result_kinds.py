@@ -98,7 +98,8 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sent]:
 def test_every_kind_arrives_with_its_patient(sent: Sent, tmp_path: Path) -> None:
     """All six, proven, valid, with the study's own bytes for patient and study."""
     assert (sent.good_job["state"], sent.good_job["cause"]) == ("confirmed", "")
-    assert set(sent.good_job["facts"]["proofs"]) == {"hospital", "old"}
+    kept = {one["destination"]: one["state"] for one in sent.good_job["deliveries"]}
+    assert kept == {"hospital": "confirmed", "old": "confirmed"}
     source = pydicom.dcmread(sent.good.files[0], stop_before_pixels=True)
     found = sent.objects(sent.pacs, sent.good)
     assert {str(one.SOPClassUID) for one in found} == {kind.sop_class_uid for kind in CHOOSABLE}
@@ -125,9 +126,10 @@ def test_a_pacs_that_refuses_the_seg_gets_pictures_and_the_job_says_so(sent: Sen
         if one.SOPClassUID == SecondaryCaptureImageStorage
     }
     assert {one.SOPInstanceUID for one in found} == there
-    assert "0x0122" in sent.good_job["facts"]["fallback"]["old"]
+    [old] = [one for one in sent.good_job["deliveries"] if one["destination"] == "old"]
+    assert "0x0122" in old["fallback"]
     shown = sent.node.segnode("job", sent.good_job["id"])
-    assert "old refused the Segmentation" in " ".join(shown.split())
+    assert "captures instead" in " ".join(shown.split())
     tries = sent.node.job(sent.good_job["id"])["attempts"]
     assert "on to encode" in [one["outcome"] for one in tries if one["step"] == "deliver"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import Dataset, dcmread, dcmwrite
+from pydicom import Dataset, dcmread
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGLSLossless
 
 from node.edges.artifacts import FolderArtifacts
@@ -24,10 +24,12 @@ from node.errors import (
 from node.foreign.model import CommandModel
 from node.imaging.volume import volume_from_series
 from node.pipeline.infer import infer
+from node.pipeline.working_data import LABEL_MAP_FILE, MEASUREMENTS_FILE, label_map_folder
 from node.process import process_folder
 from node.sdk import LabelMap
 from node.settings import Settings
 from tests import phantoms
+from tests.journey import part10
 from tests.packages.foreign_models import (
     OWN,
     READS_DICOM,
@@ -132,24 +134,26 @@ def test_a_coarser_grid_is_taken_where_the_manifest_allows_it(
     assert not ((found == 1) & (truth == 2)).any()
 
 
-def put(artifacts: FolderArtifacts, series: list[Dataset]) -> None:
-    for number, ds in enumerate(series, start=1):
-        buffer = io.BytesIO()
-        dcmwrite(buffer, ds, enforce_file_format=True)
-        artifacts.put(f"job/instances/{number:06d}.dcm", buffer.getvalue())
+def put(artifacts: FolderArtifacts, series: list[Dataset]) -> str:
+    with artifacts.writing("job/instances") as bundle:
+        for number, ds in enumerate(series, start=1):
+            bundle.add(f"{number:06d}.dcm", part10(ds))
+    return bundle.digest
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_infer_step_runs_it(tmp_path: Path, series: list[Dataset], way: str) -> None:
     """The same artifacts as from a network of ours, progress that ends at 1."""
     artifacts = FolderArtifacts(tmp_path / "artifacts")
-    put(artifacts, series[::-1])
+    instances = put(artifacts, series[::-1])
     shares: list[float] = []
-    infer(artifacts, "job", load(write_model(tmp_path / "lungs", WAYS[way])), shares.append)
-    stored = np.load(io.BytesIO(artifacts.get("job/label_map.npz")), allow_pickle=False)
+    model = load(write_model(tmp_path / "lungs", WAYS[way]))
+    digest = infer(artifacts, "job", instances, model, shares.append)
+    made = artifacts.bundle(label_map_folder("job", instances), digest)
+    stored = np.load(io.BytesIO(made.get(LABEL_MAP_FILE)), allow_pickle=False)
     np.testing.assert_array_equal(stored["labels"], chest_truth(series))
     assert stored["sop_instance_uids"].tolist() == [ds.SOPInstanceUID for ds in series]
-    assert artifacts.get("job/measurements.json")
+    assert made.get(MEASUREMENTS_FILE)
     assert shares[-1] == 1
     assert set(shares[:-1]) == {0}
 
@@ -256,9 +260,10 @@ def test_several_results_are_refused(tmp_path: Path, series: list[Dataset]) -> N
 def test_no_labels_are_an_empty_result(tmp_path: Path) -> None:
     """A program that finds nothing has not failed."""
     artifacts = FolderArtifacts(tmp_path / "artifacts")
-    put(artifacts, ct_series(**SHAPE, center_mm=(0, 0, 400)))
+    instances = put(artifacts, ct_series(**SHAPE, center_mm=(0, 0, 400)))
+    model = load(write_model(tmp_path / "lungs", READS_NIFTI))
     with pytest.raises(EmptyResult, match="found none of: Left lung, Right lung"):
-        infer(artifacts, "job", load(write_model(tmp_path / "lungs", READS_NIFTI)), lambda _: None)
+        infer(artifacts, "job", instances, model, lambda _: None)
 
 
 WRITE_ENVIRONMENT = "print(' '.join(sorted(os.environ))); sys.exit(1)"

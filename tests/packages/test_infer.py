@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import dcmwrite
 from pydicom.dataset import Dataset
 
 from node.edges.artifacts import FolderArtifacts
@@ -20,9 +19,12 @@ from node.errors import (
     UnsuitableInput,
 )
 from node.packages import load_model
-from node.pipeline.infer import infer
+from node.pipeline.infer import already_inferred, infer
+from node.pipeline.working_data import LABEL_MAP_FILE, MEASUREMENTS_FILE, label_map_folder
+from node.ports import Bundle
 from node.runtimes.pytorch import TorchCpu
 from node.segmentation import VolumeModel
+from tests.journey import part10
 from tests.phantoms import LEFT_LUNG, RIGHT_LUNG, chest_truth, ct_series
 
 FOLDER = "job-1"
@@ -45,17 +47,19 @@ def artifacts(tmp_path: Path) -> FolderArtifacts:
     return FolderArtifacts(tmp_path)
 
 
-def put(artifacts: FolderArtifacts, series: list[Dataset]) -> None:
-    for number, ds in enumerate(series, start=1):
-        buffer = io.BytesIO()
-        dcmwrite(buffer, ds, enforce_file_format=True)
-        artifacts.put(f"{FOLDER}/instances/{number:06d}.dcm", buffer.getvalue())
+def put(artifacts: FolderArtifacts, series: list[Dataset | bytes]) -> str:
+    with artifacts.writing(f"{FOLDER}/instances") as bundle:
+        for number, one in enumerate(series, start=1):
+            bundle.add(f"{number:06d}.dcm", one if isinstance(one, bytes) else part10(one))
+    return bundle.digest
 
 
-def run(artifacts: FolderArtifacts, model: VolumeModel) -> list[float]:
+def run(artifacts: FolderArtifacts, model: VolumeModel) -> tuple[Bundle, list[float]]:
+    """What the step leaves of the only bundle of instances, and the shares that it reports."""
+    [instances] = artifacts.bundles(f"{FOLDER}/instances")
     shares: list[float] = []
-    infer(artifacts, FOLDER, model, shares.append)
-    return shares
+    digest = infer(artifacts, FOLDER, instances, model, shares.append)
+    return artifacts.bundle(label_map_folder(FOLDER, instances), digest), shares
 
 
 def test_label_map_and_measurements_come_back(
@@ -64,15 +68,15 @@ def test_label_map_and_measurements_come_back(
     """Labels in slice order with their UIDs, and volumes that are the labels' own."""
     series = ct_series(**SHAPE)
     put(artifacts, series[::-1])
-    shares = run(artifacts, model)
+    made, shares = run(artifacts, model)
     assert shares[-1] == 1
-    stored = np.load(io.BytesIO(artifacts.get(f"{FOLDER}/label_map.npz")), allow_pickle=False)
+    stored = np.load(io.BytesIO(made.get(LABEL_MAP_FILE)), allow_pickle=False)
     labels = stored["labels"]
     assert labels.dtype == np.uint8
     assert stored["sop_instance_uids"].tolist() == [ds.SOPInstanceUID for ds in series]
     agreement = (labels == chest_truth(series)).mean()
     assert agreement > 0.98
-    document = json.loads(artifacts.get(f"{FOLDER}/measurements.json"))
+    document = json.loads(made.get(MEASUREMENTS_FILE))
     assert document["model"]["digest"] == model.manifest.digest
     assert document["engine"]["name"] == "torch"
     assert document["engine"]["precision"] == "f32"
@@ -99,6 +103,24 @@ def test_running_again_writes_the_same_bytes(
     assert {name: artifacts.get(name) for name in artifacts.names(FOLDER)} == first
 
 
+def test_a_message_that_comes_twice_finds_the_label_map_if_it_is_whole(
+    artifacts: FolderArtifacts, model: VolumeModel, tmp_path: Path
+) -> None:
+    """Whole: nothing is computed again. Half of it lost to a power failure: as if it were not."""
+    instances = put(artifacts, ct_series(**SHAPE))
+    assert already_inferred(artifacts, FOLDER, instances) is None
+    made, _ = run(artifacts, model)
+    before = made.get(LABEL_MAP_FILE)
+    digest = already_inferred(artifacts, FOLDER, instances)
+    [stored] = tmp_path.rglob(LABEL_MAP_FILE)
+    assert stored.parent.name == digest
+    stored.write_bytes(b"")
+    assert already_inferred(artifacts, FOLDER, instances) is None
+    again, _ = run(artifacts, model)
+    assert again.get(LABEL_MAP_FILE) == before
+    assert already_inferred(artifacts, FOLDER, instances) == digest
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -122,10 +144,12 @@ def test_what_cannot_be_segmented_leaves_no_result(
     assert all(name.startswith(f"{FOLDER}/instances/") for name in artifacts.names(FOLDER))
 
 
-def test_an_unreadable_artifact_is_damage(artifacts: FolderArtifacts, model: VolumeModel) -> None:
+def test_an_instance_that_was_unreadable_from_the_start_is_damage(
+    artifacts: FolderArtifacts, model: VolumeModel
+) -> None:
     """Bytes that are no DICOM name the position, not the file."""
-    put(artifacts, ct_series(**SHAPE))
-    artifacts.put(f"{FOLDER}/instances/000003.dcm", b"not DICOM")
+    first, second, _, *others = ct_series(**SHAPE)
+    put(artifacts, [first, second, b"not DICOM", *others])
     with pytest.raises(DamagedInstance, match="Instance 3 cannot be read"):
         run(artifacts, model)
 

@@ -179,6 +179,58 @@ def test_patient_id_in_a_number_that_measures_holds_the_instance() -> None:
         deidentified(ct_bytes(StudyID="123456", RescaleSlope="123456"))
 
 
+NUMBERS_THAT_ARE_ONE = [
+    ("0012345678", b"12345678"),
+    ("0012345678", b"+12345678 "),
+    ("12345678", b"0012345678"),
+    ("12-34-5678", b"12345678"),
+]
+
+
+@pytest.mark.parametrize("keyword", ["SeriesNumber", "AcquisitionNumber", "InstanceNumber"])
+@pytest.mark.parametrize(("patient_id", "held"), NUMBERS_THAT_ARE_ONE)
+def test_the_same_integer_in_a_label_is_replaced(
+    keyword: str, patient_id: str, held: bytes
+) -> None:
+    """Zeros before it, a sign or dashes do not make another number of a patient's number."""
+    ds = ct_instance(PatientID=patient_id)
+    ds._dict[pydicom.tag.Tag(keyword)] = raw_element(int(pydicom.tag.Tag(keyword)), "IS", held)
+    data = part10(ds)
+    assert deidentified(data)[keyword].value == 0
+    assert b"12345678" not in deidentify_instance(data, basic_policy(), KEYS).header
+
+
+@pytest.mark.parametrize("held", [b"12345678.0", b"1.2345678E7 ", b"+0012345678 ", b"-12345678."])
+def test_the_same_integer_in_a_number_that_measures_holds_the_instance(held: bytes) -> None:
+    """However a decimal string writes it; another number of the same digits stays."""
+    ds = ct_instance(PatientID="0012345678")
+    tag = pydicom.tag.Tag("RescaleSlope")
+    ds._dict[tag] = raw_element(int(tag), "DS", held)
+    with pytest.raises(ResidualIdentifier, match="RescaleSlope"):
+        deidentified(part10(ds))
+    ds._dict[tag] = raw_element(int(tag), "DS", b"1234.5678 ")
+    assert deidentified(part10(ds)).RescaleSlope == 1234.5678
+
+
+@pytest.mark.parametrize(
+    ("patient_id", "held"),
+    [
+        ("9434765919", "943 476 5919 KNEE"),
+        ("943-476-5919", "knee 9434765919"),
+        ("12-34-56", "12 34 56 KNEE"),
+        ("AB-12-34", "ab 12.34"),
+        ("020 7946 0958", "(020) 7946-0958"),
+    ],
+)
+def test_a_number_is_found_however_it_is_grouped(patient_id: str, held: str) -> None:
+    """In text that would stay: what stands between the digits does not hide them."""
+    ds = deidentified(ct_bytes(PatientID=patient_id, SoftwareVersions=["v1", held]))
+    assert "SoftwareVersions" not in ds or ds.SoftwareVersions == ""
+    assert deidentified(ct_bytes(PatientID=patient_id, SoftwareVersions="v1 94 34")).get(
+        "SoftwareVersions"
+    )
+
+
 def test_short_number_is_chance_in_a_number_and_telling_in_text() -> None:
     """Five digits: a series number stays, a whole word in text that would stay goes."""
     ds = deidentified(

@@ -127,12 +127,39 @@ def test_full_dates_stay_but_the_birth_date_goes() -> None:
         ("Mrs Featherstone thorax 2019-03-04 axial", "thorax axial"),
         ("Abdomen 12.03.1999 1.2.840.3 555123456", "Abdomen"),
         ("Überweisung: Leber 3mm", "3mm"),
+        ("943 476 5919 KNEE", "KNEE"),
+        ("knee 020 7946 0958", "knee"),
+        ("12 03 56 axial", "axial"),
+        ("12/03 56 axial", "axial"),
+        ("943 Zzyzx 476 knee 2 Zzyzx 3", "knee 2 3"),
+        ("9434 765919 knee", "knee"),
+        ("120 kV 512 3mm 5.0 1.25", "120 kV 512 3mm"),
         ("", ""),
     ],
 )
 def test_descriptor_keeps_vocabulary_only(text: str, cleaned: str) -> None:
     """Names, years, dates, UIDs and long numbers go; anatomy, protocol and negation stay."""
     assert cleaned_text(text) == cleaned
+
+
+@pytest.mark.parametrize(
+    ("patient_id", "described"),
+    [
+        ("4711", "Chest 4711 axial 3"),
+        ("0047", "Chest 47 axial 3"),
+        ("4711", "Chest 47 11 axial 3"),
+        ("12-34", "Chest 12/34 axial 3"),
+    ],
+)
+def test_a_short_number_of_the_patient_goes_from_a_description(
+    patient_id: str, described: str
+) -> None:
+    """Four digits are chance anywhere else; beside words that stay they are the patient's."""
+    policy = profile_with(frozenset({Option.CLEAN_DESCRIPTORS}))
+    data = ct_bytes(PatientID=patient_id, StudyID="", SeriesDescription=described)
+    made = pydicom.dcmread(io.BytesIO(deidentify_instance(data, policy, KEYS).data))
+    assert set(made.SeriesDescription.split()) <= {"Chest", "axial", "3"}
+    assert "Chest" in made.SeriesDescription
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from anonymizer import Deidentifier
+from anonymizer.errors import AnonymizerError
 from anonymizer.options import Option
 from anonymizer.profile import profile_with
 from tests.identified_ct import SERIES, STUDY_DATE, part10, raw_element
@@ -188,6 +190,24 @@ def test_end_of_the_file_is_judged_as_alone(cut: int, tail: bytes) -> None:
     longer = slice_of_series(6)
     longer.PixelData += b"Featherstone behind the frame!"
     assert_memory_changes_nothing([*instances, part10(longer), part10(slice_of_series(7))])
+
+
+@pytest.mark.parametrize("keyword", ["InstanceNumber", "SliceLocation"])
+@pytest.mark.parametrize(
+    "held", [b"12345678", b"+12345678 ", b"0012345678", b"1.2345678e7 ", b"1\\012345678"]
+)
+def test_a_patients_number_is_seen_in_a_series_as_alone(keyword: str, held: bytes) -> None:
+    """The rule for digits compares integers too, in what varies from slice to slice."""
+    number = raw(keyword, "DS" if keyword == "SliceLocation" else "IS", b"1 ", b"2 ", b"3 ", held)
+    instances = []
+    for count in range(9):
+        ds = slice_of_series(count + 1, PatientID="0012345678")
+        number(ds, count)
+        instances.append(part10(ds))
+    made = assert_memory_changes_nothing(instances)
+    for data in instances:
+        with contextlib.suppress(AnonymizerError):
+            assert b"2345678" not in made.deidentify(data).header
 
 
 def test_instances_that_differ_in_nothing_but_their_uid_need_no_lesson() -> None:

@@ -10,7 +10,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from node.edges.arrivals import Arrivals
 from node.edges.ledger import Ledger
 from node.errors import (
     DeliveryRefused,
@@ -71,21 +70,6 @@ def claimed(ledger: Ledger, job: Job, lease_s: float = 30) -> Job:
     held = ledger.claim(job.id, job.step, lease_s)
     assert held is not None
     return held
-
-
-def test_a_series_becomes_quiet_after_the_quiet_time_and_not_before(
-    ledger: Ledger, clock: Clock
-) -> None:
-    """An arrival restarts the timer; the cursor moves with it."""
-    arrivals = Arrivals(ledger.database)
-    arrivals.record("feed", 7, ["series"])
-    clock.now += 5
-    arrivals.record("feed", 9, ["series"])
-    clock.now += 9
-    assert arrivals.quiet_series(10) == []
-    clock.now += 1
-    assert arrivals.quiet_series(10) == ["series"]
-    assert arrivals.cursor("feed") == 9
 
 
 def test_the_same_instances_make_one_job(ledger: Ledger) -> None:
@@ -225,16 +209,57 @@ def test_a_person_retries_what_stopped_and_cannot_retry_what_is_confirmed(ledger
         ledger.retry(job.id)
 
 
-def test_retrying_what_was_not_proven_sends_it_again(ledger: Ledger) -> None:
-    """A destination that lost what it accepted gets it once more, under the same UIDs."""
+def test_retrying_sends_again_only_what_is_not_confirmed(ledger: Ledger) -> None:
+    """Who lost what he accepted gets it once more; who proved it is left alone."""
+    delivery = {
+        "kept": {"state": "confirmed", "accepted": {"seg": ""}, "proof": "query"},
+        "lost": {"state": "accepted", "accepted": {"seg": ""}, "given_up": True, "cause": "lost"},
+        "partly": {"state": "refused", "accepted": {"seg": ""}, "failed": {"pdf": "0xC000"}},
+    }
+    plan = {name: {"seg": 1} for name in delivery}
     job = opened(ledger)
-    for facts in [{}] * 6 + [{"accepted": ["pacs"], "results": ["seg"]}]:
+    for facts in [{}] * 6 + [{"results": ["seg"], "plan": plan, "delivery": delivery}]:
         job = ledger.finish(claimed(ledger, job), facts) or job
     assert job.step is StepName.CONFIRM
-    ledger.end(claimed(ledger, job), Event.REJECT, cause="lost", remedy="r", error="Refused")
+    ledger.end(claimed(ledger, job), Event.FAULT, cause="lost", remedy="r", error="NotDelivered")
     again = ledger.retry(job.id)
     assert (again.step, again.state) == (StepName.DELIVER, State.QUEUED)
-    assert again.facts == {"results": ["seg"]}
+    assert again.facts["results"] == ["seg"]
+    assert again.facts["delivery"] == {
+        "kept": delivery["kept"], "lost": {}, "partly": {"accepted": {"seg": ""}},
+    }  # fmt: skip
+
+
+def test_retrying_makes_a_new_plan_where_somebody_could_get_nothing(ledger: Ledger) -> None:
+    """The sender was no peer and is one now: the job begins where its destinations are chosen."""
+    delivery = {"kept": {"state": "confirmed", "proof": "query"}, "sender": {"state": "refused"}}
+    job = opened(ledger)
+    for facts in [{}] * 7 + [{"plan": {"kept": {"seg": 1}}, "delivery": delivery}]:
+        if job.step is StepName.CONFIRM:
+            ledger.note(claimed(ledger, job), facts)
+        else:
+            job = ledger.finish(claimed(ledger, job), facts) or job
+    held = ledger.job(job.id)
+    assert held is not None
+    ledger.end(held, Event.FAULT, cause="c", remedy="r", error="NotDelivered")
+    again = ledger.retry(job.id)
+    assert again.step is StepName.ENCODE
+    assert again.facts["delivery"] == {"kept": delivery["kept"]}
+
+
+def test_a_waiting_job_that_is_tried_now_tries_every_destination_now(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """Trying now sends nothing twice: it only ends the waiting."""
+    waiting = {"state": "waiting", "accepted": {"seg": ""}, "tries": 3, "next_try_at": 2e6}
+    facts = {"plan": {"pacs": {"seg": 1}}, "delivery": {"pacs": waiting}}
+    job = opened(ledger)
+    for _ in range(6):
+        job = ledger.finish(claimed(ledger, job), {}) or job
+    ledger.wait(claimed(ledger, job), cause="c", remedy="r", error="e", delay_s=900, facts=facts)
+    again = ledger.retry(job.id)
+    assert (again.step, again.state) == (StepName.DELIVER, State.QUEUED)
+    assert again.facts["delivery"] == {"pacs": {"accepted": {"seg": ""}, "tries": 3}}
 
 
 def test_asking_for_a_model_by_hand_twice_makes_one_job_and_rules_still_run(ledger: Ledger) -> None:
@@ -347,12 +372,12 @@ TestLedgerMachine.settings = settings(max_examples=60, stateful_step_count=30, d
 def test_a_redirected_job_goes_on_at_the_other_step_with_fresh_attempts(ledger: Ledger) -> None:
     """Delivery that needs something else sends the job back to encode, and keeps what it knows."""
     job = claimed(ledger, opened(ledger))
-    following = ledger.redirect(job, StepName.ENCODE, {"fallback": {"pacs": "0x0122"}}, "")
+    following = ledger.redirect(job, StepName.ENCODE, {"plan": {"pacs": {"seg": 1}}}, "")
     assert following is not None
     assert (following.step, following.state, following.attempt) == (
         StepName.ENCODE, State.QUEUED, 0,
     )  # fmt: skip
-    assert following.facts["fallback"] == {"pacs": "0x0122"}
+    assert following.facts["plan"] == {"pacs": {"seg": 1}}
     assert claimed(ledger, following).attempt == 1
     assert ledger.redirect(job, StepName.ENCODE, {}, "") is None, "the lease is not ours any more"
 

@@ -77,7 +77,8 @@ class Bench:
 
     def outputs(self) -> list[Dataset]:
         names = self.artifacts.names("job/instances/")
-        return [pydicom.dcmread(io.BytesIO(self.artifacts.get(name))) for name in names]
+        files = [self.artifacts.get(name) for name in names if name.endswith(".dcm")]
+        return [pydicom.dcmread(io.BytesIO(file)) for file in files]
 
 
 @pytest.fixture

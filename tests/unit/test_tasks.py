@@ -39,18 +39,20 @@ def hospital(ledger: Ledger) -> Celery:
     return app
 
 
-def test_a_compute_worker_says_that_it_is_done_and_nothing_else(
+def test_a_compute_worker_says_what_it_has_left_and_nothing_else(
     hospital: Celery, ledger: Ledger, inferring: Job
 ) -> None:
     """A worker that was broken into cannot say where results go, or whose they are."""
-    forged = {"sender": "ELSEWHERE", "crosswalk": "theirs", "unsuitable": {}}
-    hospital.tasks[INFER_DONE].apply([inferring.id, forged])
-    job = ledger.job(inferring.id)
-    assert job is not None
-    assert dict(job.facts) == dict(inferring.facts)
+    facts = {"sender": "ELSEWHERE", "crosswalk": "theirs", "unsuitable": {}}
+    for forged in (facts, "../../vault", "", None, ["0" * 64]):
+        hospital.tasks[INFER_DONE].apply([inferring.id, forged])
+        job = ledger.job(inferring.id)
+        assert job is not None
+        assert (job.step, job.state) == (StepName.INFER, State.RUNNING)
+        assert dict(job.facts) == dict(inferring.facts)
 
-    hospital.tasks[INFER_DONE].apply([inferring.id], throw=True)
+    hospital.tasks[INFER_DONE].apply([inferring.id, "0" * 64], throw=True)
     done = ledger.job(inferring.id)
     assert done is not None
     assert (done.step, done.state) == (StepName.ENCODE, State.QUEUED)
-    assert dict(done.facts) == dict(inferring.facts)
+    assert dict(done.facts) == {**inferring.facts, "label_map_digest": "0" * 64}
