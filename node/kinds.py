@@ -9,6 +9,7 @@ from pydicom.uid import (
     BasicTextSRStorage,
     Comprehensive3DSRStorage,
     EncapsulatedPDFStorage,
+    KeyObjectSelectionDocumentStorage,
     RTStructureSetStorage,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
@@ -29,6 +30,7 @@ class ResultKind(StrEnum):
     RTSTRUCT = "rtstruct"  #: RT Structure Set, contours
     LABELMAP = "labelmap"  #: Label Map Segmentation, instead of the Segmentation
     LABELMAP_SR = "labelmap_sr"  #: the SR that refers to it
+    REJECTION = "rejection"  #: Key Object Selection that rejects earlier results (IHE IOCM)
 
     @property
     def sop_class_uid(self) -> str:
@@ -71,6 +73,7 @@ _SOP_CLASSES = {
     ResultKind.PDF: EncapsulatedPDFStorage,
     ResultKind.CAPTURE: SecondaryCaptureImageStorage,
     ResultKind.RTSTRUCT: RTStructureSetStorage,
+    ResultKind.REJECTION: KeyObjectSelectionDocumentStorage,
     ResultKind.LABELMAP: LABEL_MAP_SEGMENTATION_STORAGE,
     ResultKind.LABELMAP_SR: Comprehensive3DSRStorage,
 }
@@ -78,8 +81,10 @@ _AS_LABELMAP = {
     ResultKind.SEG: ResultKind.LABELMAP,
     ResultKind.SR: ResultKind.LABELMAP_SR,
 }
-#: What ``results`` of a peer and of a model may name.
+#: What ``results`` of a peer may name.
 CHOOSABLE = tuple(kind for kind in ResultKind if kind not in _AS_LABELMAP.values())
+#: What ``kinds`` of a model may name.
+OF_MODELS = tuple(kind for kind in CHOOSABLE if kind is not ResultKind.REJECTION)
 
 _ENDINGS = {
     ResultKind.SEG: "",
@@ -88,6 +93,7 @@ _ENDINGS = {
     ResultKind.PDF: " page",
     ResultKind.CAPTURE: " pictures",
     ResultKind.RTSTRUCT: " contours",
+    ResultKind.REJECTION: " replaced",
     ResultKind.LABELMAP: " label map",
     ResultKind.LABELMAP_SR: " label map measurements",
 }

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from node.errors import ModelFault
-from node.kinds import CHOOSABLE, ResultKind
+from node.kinds import OF_MODELS, ResultKind
 
 MANIFEST_NAME = "model.toml"
 NETWORK_NAME = "network.py"
@@ -196,7 +196,7 @@ class Results(_Frozen):
     before it: 9000 becomes 39000 for series 3."""
     series_description: Annotated[ShortText, Field(max_length=30)]
     """What was found; the model's name is put before it, the kind and the source's number after."""
-    kinds: Annotated[tuple[ResultKind, ...], Field(min_length=1)] = CHOOSABLE
+    kinds: Annotated[tuple[ResultKind, ...], Field(min_length=1)] = OF_MODELS
     """What may be made of it: a destination gets those of its own ``results`` that are here."""
     groups: tuple[Annotated[tuple[Byte, ...], Field(min_length=1)], ...] = ()
     """Segment numbers that share a Segmentation, each once; empty: all share one. For viewers that
@@ -206,8 +206,8 @@ class Results(_Frozen):
 
     @model_validator(mode="after")
     def _kinds_can_be_made(self) -> Self:
-        if strange := set(self.kinds) - set(CHOOSABLE):
-            raise ValueError(f"kinds: {min(strange)} is a destination's choice, segmentation_type")
+        if strange := set(self.kinds) - set(OF_MODELS):
+            raise ValueError(f"kinds: {min(strange)} is a destination's choice")
         if ResultKind.SR in self.kinds and ResultKind.SEG not in self.kinds:
             raise ValueError('kinds: "sr" refers to the segments of the "seg"; add "seg"')
         return self

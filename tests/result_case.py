@@ -23,7 +23,7 @@ from tests.phantoms import chest_truth, ct_series
 MODELS = Path(__file__).resolve().parents[1] / "models"
 WINDOW = (-1000.0, 400.0)
 EXPLAINED = [f"explained by {kind}" for kind in EXPLAINING]
-KINDS = [*ResultKind, *EXPLAINED]
+KINDS = [*(kind for kind in ResultKind if kind is not ResultKind.REJECTION), *EXPLAINED]
 #: What dicom3tools calls each.
 IODS = {
     ResultKind.SEG: "Segmentation",

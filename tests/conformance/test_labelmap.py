@@ -11,7 +11,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from node.errors import Quarantined
-from node.kinds import CHOOSABLE, ResultKind
+from node.kinds import CHOOSABLE, OF_MODELS, ResultKind
 from node.manifest import ModelManifest
 from node.pipeline.outbound import Profile
 from node.results.objects import Found, possible_kinds
@@ -172,10 +172,11 @@ def test_what_a_model_does_not_give_is_not_made(case: Case) -> None:
     def kinds(manifest: ModelManifest) -> set[ResultKind]:
         return set(possible_kinds(manifest))
 
-    assert kinds(case.found.origin.manifest) == set(ResultKind)
+    label_maps = {ResultKind.LABELMAP, ResultKind.LABELMAP_SR}
+    assert kinds(case.found.origin.manifest) == {*OF_MODELS, *label_maps}
     some = given(case, kinds=(ResultKind.SEG, ResultKind.PDF)).origin.manifest
     assert kinds(some) == {ResultKind.SEG, ResultKind.PDF, ResultKind.LABELMAP}
-    assert set(CHOOSABLE) == set(ResultKind) - {ResultKind.LABELMAP, ResultKind.LABELMAP_SR}
+    assert {*CHOOSABLE, *label_maps} == set(ResultKind)
 
 
 def test_what_a_viewer_may_not_show_is_said() -> None:
