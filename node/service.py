@@ -51,6 +51,8 @@ class Part:
 def up(settings: Settings, timeout_s: float = 180.0) -> Iterator[str]:
     """Start what is not running, and yield the name of each part as soon as it answers.
 
+    What a killed supervisor has left running is ended first, and said.
+
     Raises
     ------
     BadSettings
@@ -62,6 +64,8 @@ def up(settings: Settings, timeout_s: float = 180.0) -> Iterator[str]:
     _ = hospital.models  # a rule that names an unknown model stops the start here
     supervisor = Supervisor(settings.var_dir)
     if not supervisor.is_running():
+        if left := supervisor.end_leftovers():
+            yield f"ended {left} processes of a supervisor that had been killed"
         _check_ports_are_free(settings)
         _write_secrets(settings)
         _ = hospital.policy  # so does a recipe that cannot be understood

@@ -111,6 +111,17 @@ class Storage(_Section):
         return int(self.keep_free_gib * 2**30)
 
 
+Days = Annotated[float, Field(ge=0)] | Literal["for ever"]
+
+
+class Retention(_Section):
+    """How many days is kept what nothing needs any more."""
+
+    confirmed_days: Days = 30.0  # received series whose results are all proven delivered
+    unwanted_days: Days = "for ever"  # received series that no rule wants
+    stopped_days: Days = 14.0  # working data of jobs that are canceled or rejected
+
+
 class Deidentify(_Section):
     """What a site adds to the PS3.15 basic profile, and whose vault it is."""
 
@@ -242,6 +253,7 @@ class Settings(BaseSettings):
     console: Console = Console()
     receive: Receive = Receive()
     storage: Storage = Storage()
+    retention: Retention = Retention()
     deidentify: Deidentify = Deidentify()
     workers: Workers = Workers()
     routing: Routing = Routing()

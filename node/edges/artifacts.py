@@ -72,6 +72,11 @@ class FolderArtifacts:
             if not any(part.startswith(".") for part in path.parts)
         )
 
+    def folders(self) -> list[str]:
+        """Names of the topmost folders, sorted: the jobs that have left something."""
+        found = (path.name for path in self._folder.iterdir() if path.is_dir())
+        return sorted(name for name in found if not name.startswith("."))
+
     def delete(self, prefix: str) -> None:
         """Remove one file, or everything below a folder."""
         path = self._path(prefix)
