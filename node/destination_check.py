@@ -79,7 +79,10 @@ def proposed_profile(accepted: Collection[ResultKind]) -> tuple[ResultKind, ...]
     elif ResultKind.CAPTURE in accepted:
         wanted.append(ResultKind.CAPTURE)
     for_people = (ResultKind.TEXT_SR, ResultKind.PDF)
-    return (*wanted, *[kind for kind in for_people if kind in accepted][:1])
+    wanted += [kind for kind in for_people if kind in accepted][:1]
+    if wanted and ResultKind.REJECTION in accepted:
+        wanted.append(ResultKind.REJECTION)
+    return tuple(wanted)
 
 
 def echoed(hospital: Hospital, name: str) -> Finding:

@@ -8,6 +8,7 @@ from pydicom.uid import (
     BasicTextSRStorage,
     Comprehensive3DSRStorage,
     EncapsulatedPDFStorage,
+    KeyObjectSelectionDocumentStorage,
     RTStructureSetStorage,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
@@ -23,6 +24,7 @@ class ResultKind(StrEnum):
     PDF = "pdf"  #: Encapsulated PDF, numbers and picture on a page
     CAPTURE = "capture"  #: Secondary Captures, one for each slice: for viewers that show no SEG
     RTSTRUCT = "rtstruct"  #: RT Structure Set, contours
+    REJECTION = "rejection"  #: Key Object Selection that rejects earlier results (IHE IOCM)
 
     @property
     def sop_class_uid(self) -> str:
@@ -51,6 +53,7 @@ _SOP_CLASSES = {
     ResultKind.PDF: EncapsulatedPDFStorage,
     ResultKind.CAPTURE: SecondaryCaptureImageStorage,
     ResultKind.RTSTRUCT: RTStructureSetStorage,
+    ResultKind.REJECTION: KeyObjectSelectionDocumentStorage,
 }
 
 _ENDINGS = {
@@ -60,4 +63,5 @@ _ENDINGS = {
     ResultKind.PDF: " page",
     ResultKind.CAPTURE: " pictures",
     ResultKind.RTSTRUCT: " contours",
+    ResultKind.REJECTION: " replaced",
 }

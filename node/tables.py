@@ -121,6 +121,8 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
         facts.add_row("series", completeness["says"])
     if asked := one.facts.get("asked_source"):
         facts.add_row("source", asked)
+    for name, series in one.facts.get("replaces", {}).items():
+        facts.add_row("replaces", f"{sum(map(len, series.values()))} earlier objects at {name}")
     for reason in one.facts.get("left_out", ()):
         facts.add_row("left out", reason)
     if told := one.facts.get("explained"):

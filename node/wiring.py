@@ -285,6 +285,7 @@ class Hospital:
                 models=self.models,
                 profiles=self.profiles,
                 senders=self.senders,
+                jobs_of_series=lambda job: self.ledger.jobs_of_series(job.series_id),
             ),
             StepName.REIDENTIFY: partial(reidentify, artifacts=self.artifacts, vault=self.vault),
             StepName.DELIVER: partial(

@@ -30,6 +30,7 @@ _SHOWN_FACTS = (
     "received_over",
     "completeness",
     "asked_source",
+    "replaces",
     "explained",
     "left_out",
     "images_released",

@@ -32,6 +32,7 @@ from node.edges.ledger_tables import JOBS, job_of
 from node.errors import NotPossible
 from node.jobs import BY_HAND, Event, Explained, Job, State, StepName, Wish
 from node.pipeline.delivery import hurried, resumed
+from node.pipeline.replaced import OF_DELIVERY
 
 #: A wake-up that brought nobody is sent again after this long: the broker may have lost it.
 RESEND_S = 30.0
@@ -215,9 +216,11 @@ class Ledger(Lookups):
         Its working data is gone: a retry begins where the series is de-identified.
         """
         kept = {name: fact for name, fact in job.facts.items() if name not in _OF_DELIVERY}
+        # A result may replace the page, when more instances come.
+        told = {name: job.facts[name] for name in OF_DELIVERY if name in job.facts}
         self._stop(
             job, Event.EXPLAINED, **vars(done.reason), wake_at=None, step=StepName.DEIDENTIFY,
-            facts={**kept, "explained": list(done.destinations)},
+            facts={**kept, "explained": list(done.destinations), "told": told},
         )  # fmt: skip
 
     # -- the sweeper -----------------------------------------------------------------------

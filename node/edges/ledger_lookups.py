@@ -47,6 +47,12 @@ class Lookups:
         with self.database.transaction() as tx:
             return [job_of(row._mapping) for row in tx.execute(query)]
 
+    def jobs_of_series(self, series_id: str) -> list[Job]:
+        """Every job of a series, the oldest first."""
+        query = sa.select(JOBS).where(JOBS.c.series_id == series_id).order_by(JOBS.c.created_at)
+        with self.database.transaction() as tx:
+            return [job_of(row._mapping) for row in tx.execute(query)]
+
     def counts(self) -> Mapping[State, int]:
         """How many jobs are in each state."""
         query = sa.select(JOBS.c.state, sa.func.count()).group_by(JOBS.c.state)

@@ -28,12 +28,16 @@ Plan = Mapping[str, Mapping[ResultKind, int]]
 
 @dataclass(frozen=True)
 class Result:
-    """The objects of one kind: one series. Its UIDs are made here, so they identify nobody."""
+    """The objects of one kind: one series. Its UIDs are made here, so they identify nobody.
+
+    ``destination``: who alone gets it; empty for what everybody can get.
+    """
 
     kind: ResultKind
     sop_class_uid: str
     series_instance_uid: str
     sop_instance_uids: tuple[str, ...]
+    destination: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ def outgoing(job: Job, destination: str | None = None) -> list[Outgoing]:
         kind = ResultKind(result.kind)
         instances = [
             Outgoing(
-                object_name(kind, number),
+                object_name(kind, number, result.destination),
                 kind,
                 result.sop_class_uid,
                 result.series_instance_uid,
@@ -160,13 +164,16 @@ def outgoing(job: Job, destination: str | None = None) -> list[Outgoing]:
         ]
         if destination is None:
             found += instances
-        elif every := job.facts["plan"][destination].get(kind):
-            found += instances[::every]
+        elif result.destination in ("", destination):
+            every = job.facts["plan"][destination].get(kind)
+            found += instances[::every] if every else []
     return found
 
 
-def object_name(kind: ResultKind, number: int) -> str:
+def object_name(kind: ResultKind, number: int, destination: str = "") -> str:
     """What the file and the record of a job's object are called."""
+    if destination:
+        return f"{kind}-{destination}"
     return f"{kind}-{number:04}" if kind is ResultKind.CAPTURE else str(kind)
 
 

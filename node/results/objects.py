@@ -34,11 +34,12 @@ _NUMBERS_OF_A_SERIES = 10_000
 _LARGEST_SERIES_NUMBER = 200_000
 #: TID 1500 and RT Structure Sets want a place in the patient.
 _OF_RADIOGRAPHS = (ResultKind.SEG, ResultKind.TEXT_SR, ResultKind.PDF, ResultKind.CAPTURE)
+_OF_VOLUMES = tuple(kind for kind in ResultKind if kind is not ResultKind.REJECTION)
 
 
 def possible_kinds(manifest: ModelManifest) -> tuple[ResultKind, ...]:
     """What can be made of a model's results."""
-    return _OF_RADIOGRAPHS if isinstance(manifest, RadiographManifest) else tuple(ResultKind)
+    return _OF_RADIOGRAPHS if isinstance(manifest, RadiographManifest) else _OF_VOLUMES
 
 
 @dataclass(frozen=True)

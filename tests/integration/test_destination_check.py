@@ -13,7 +13,7 @@ from node.wiring import Hospital
 from tests.integration.test_pacs_edge import answering
 from tests.orthanc_server import free_port
 
-SEG, SR, TEXT_SR, PDF, CAPTURE, RTSTRUCT = ResultKind
+SEG, SR, TEXT_SR, PDF, CAPTURE, RTSTRUCT, REJECTION = ResultKind
 
 
 def hospital(port: int, results: tuple[ResultKind, ...] = (SEG,)) -> Hospital:
@@ -48,7 +48,7 @@ def test_a_pacs_that_takes_all_needs_no_change() -> None:
     services = tuple(kind.sop_class_uid for kind in ResultKind)
     with answering([], services=services) as port:
         found = check_destination(hospital(port, (SEG, RTSTRUCT)), "pacs")
-    assert found.proposed == (SEG, SR, TEXT_SR)
+    assert found.proposed == (SEG, SR, TEXT_SR, REJECTION)
     assert levels(found)["results"] == "good"
 
 
@@ -73,6 +73,8 @@ def test_an_unknown_peer_is_named() -> None:
         ({SR, PDF}, (PDF,)),
         ({SEG, CAPTURE, PDF}, (SEG, PDF)),
         ({CAPTURE, SR, TEXT_SR}, (CAPTURE, TEXT_SR)),
+        ({SEG, REJECTION}, (SEG, REJECTION)),
+        ({REJECTION}, ()),
         (set(), ()),
     ],
 )
