@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -50,7 +51,7 @@ def check_destination(hospital: Hospital, name: str) -> DestinationCheck:
             remedy=f"Peers in segnode.toml: {', '.join(peers) or 'none'}.",
         )
     peer = peers[name]
-    findings = [echoed(hospital, name), _encrypted(peer)]
+    findings = [echoed(hospital, name), _encrypted(hospital, peer)]
     if findings[0].level == "wrong":
         return DestinationCheck(tuple(findings))
     if isinstance(peer, DicomWebPeer):
@@ -116,10 +117,22 @@ _UNKNOWN = Finding(
 )  # fmt: skip
 
 
-def _encrypted(peer: DicomPeer | DicomWebPeer) -> Finding:
-    if isinstance(peer, DicomWebPeer) and peer.url.startswith("https:"):
-        return Finding("good", "TLS", "used; its certificate is checked")
-    return Finding("note", "TLS", "not used: names and images travel as plain text")
+def _encrypted(hospital: Hospital, peer: DicomPeer | DicomWebPeer) -> Finding:
+    plain = Finding("note", "TLS", "not used: names and images travel as plain text")
+    if isinstance(peer, DicomWebPeer):
+        https = peer.url.startswith("https:")
+        return Finding("good", "TLS", "used; its certificate is checked") if https else plain
+    try:
+        found = hospital.dicom(peer).encryption()
+    except NodeError as error:
+        return Finding("wrong", "TLS", str(error), error.remedy)
+    if found is None:
+        return plain
+    until = f"{found.version}; its certificate is trusted, until {found.valid_until:%Y-%m-%d}"
+    soon = found.valid_until - datetime.now(UTC) < timedelta(days=30)
+    if soon:
+        return Finding("note", "TLS", until, "It ends soon: have it renewed.")
+    return Finding("good", "TLS", until)
 
 
 def _offered(subject: str, offered: bool, use: str) -> Finding:

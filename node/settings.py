@@ -64,6 +64,10 @@ class Dicom(_Section):
 
     ae_title: AeTitle = "SEGNODE"
     port: Port = 4242
+    tls: bool = False  # the port speaks TLS, and nothing else
+    certificate: Path | None = None  # the node's, shown to who calls and to who is called
+    private_key: Path | None = None
+    certificate_authority: Path | None = None  # whose certificates are trusted
 
 
 class Orthanc(_Section):
@@ -168,6 +172,9 @@ class DicomPeer(_Peer):
     port: Port
     may_send: bool = True
     storage_commitment: bool = True
+    tls: bool = False  # it is called by TLS
+    certificate_authority: Path | None = None  # default: that of [dicom]
+    answer_timeout_s: Annotated[float, Field(gt=0)] = 60.0  # how long it may think
 
     @model_validator(mode="before")
     @classmethod
@@ -184,6 +191,7 @@ class DicomWebPeer(_Peer):
     username: str | None = None
     password_file: Path | None = None
     certificate_authority: Path | None = None
+    answer_timeout_s: Annotated[float, Field(gt=0)] = 300.0  # how long it may think
 
 
 class Condition(_Section):
@@ -275,6 +283,19 @@ class Settings(BaseSettings):
                     raise ValueError(
                         f"rules.{number} ({rule.name}): destination {destination!r} is no peer"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_has_its_certificates(self) -> Settings:
+        dicom = self.dicom
+        by_tls = [peer for peer in self.dicom_peers if peer.tls]
+        if (dicom.tls or by_tls) and not (dicom.certificate and dicom.private_key):
+            raise ValueError("dicom: TLS needs `certificate` and `private_key`")
+        if dicom.tls and not dicom.certificate_authority:
+            raise ValueError("dicom: TLS needs `certificate_authority`: whose senders are trusted")
+        for peer in by_tls:
+            if not (peer.certificate_authority or dicom.certificate_authority):
+                raise ValueError(f"peer {peer.name}: TLS needs a `certificate_authority`")
         return self
 
     @property

@@ -320,15 +320,23 @@ class Hospital:
 
     def dicom(self, peer: DicomPeer) -> DicomPacs:
         """The SCU of one DICOM peer."""
+        from node.edges.dicom_tls import DicomTls
         from node.edges.pacs import DicomDestination, DicomPacs
 
+        ours = self.settings.dicom
+        authority = peer.certificate_authority or ours.certificate_authority
+        tls = None
+        if peer.tls and authority:
+            tls = DicomTls(authority, ours.certificate, ours.private_key)
         return DicomPacs(
             DicomDestination(
                 name=peer.name,
                 ae_title=peer.ae_title,
                 host=peer.host,
                 port=peer.port,
-                calling_ae_title=self.settings.dicom.ae_title,
+                calling_ae_title=ours.ae_title,
+                tls=tls,
+                dimse_timeout_s=peer.answer_timeout_s,
             )
         )
 
