@@ -30,7 +30,7 @@ from pydantic_settings import (
 from pydicom.datadict import tag_for_keyword
 
 from node.errors import NodeError
-from node.kinds import ResultKind
+from node.kinds import CHOOSABLE, ResultKind
 
 _T = TypeVar("_T")
 
@@ -138,10 +138,29 @@ class Workers(_Section):
     """How many steps run at once."""
 
     hospital_processes: Annotated[int, Field(ge=1)] = 2
+    delivery_processes: Annotated[int, Field(ge=1)] = 2
     compute_processes: Annotated[int, Field(ge=1)] = 1
+    compute_ahead: Annotated[int, Field(ge=1)] | None = None  # default: one more than processes
+    recovery_s: Annotated[float, Field(ge=2.0)] = 10.0
     compute_threads: Annotated[int, Field(ge=1)] = Field(
         default_factory=lambda: os.cpu_count() or 1
     )
+
+
+_Seconds = Annotated[float, Field(gt=0)] | None
+
+
+class Deadlines(_Section):
+    """How long one try of a step may take; ``node.pipeline.STEPS`` has the defaults."""
+
+    receive: _Seconds = None
+    route: _Seconds = None
+    deidentify: _Seconds = None
+    infer: _Seconds = None
+    encode: _Seconds = None
+    reidentify: _Seconds = None
+    deliver: _Seconds = None
+    confirm: _Seconds = None
 
 
 class _Peer(_Section):
@@ -149,6 +168,7 @@ class _Peer(_Section):
 
     name: Name
     results: Annotated[tuple[ResultKind, ...], Field(min_length=1)] = (ResultKind.SEG,)
+    segmentation_type: Literal["binary", "labelmap", "auto"] = "binary"  # of the "seg"
     capture_every: Annotated[int, Field(ge=1)] = 1  # of the slices with a segment, every nth
     # AE titles of senders whose series it can be asked for; "*": anybody's
     holds_series_of: tuple[AeTitle, ...] = ()
@@ -156,6 +176,8 @@ class _Peer(_Section):
     @model_validator(mode="after")
     def _results_hold_what_they_refer_to(self) -> _Peer:
         _unique("result", list(self.results))
+        if strange := set(self.results) - set(CHOOSABLE):
+            raise ValueError(f'results: "{min(strange)}" is "seg" with segmentation_type')
         if ResultKind.SR in self.results and ResultKind.SEG not in self.results:
             raise ValueError('results: "sr" refers to the segments of the "seg"; add "seg"')
         return self
@@ -229,7 +251,8 @@ class Rule(_Section):
 
     name: Name
     model: Name
-    priority: int = 0  # higher first; among equals the order of the file
+    precedence: int = 0  # which rule is asked first: the higher; among equals the order of the file
+    priority: Literal["urgent", "routine", "off-peak"] = "routine"  # whose turn comes first
     destinations: tuple[Name, ...] = ("sender",)
     explain: bool = False  # an unsuitable series comes back as a page that says why
     when: Annotated[tuple[Condition, ...], Field(min_length=1)]
@@ -264,6 +287,7 @@ class Settings(BaseSettings):
     retention: Retention = Retention()
     deidentify: Deidentify = Deidentify()
     workers: Workers = Workers()
+    deadlines_s: Deadlines = Deadlines()
     routing: Routing = Routing()
     dicom_peers: tuple[DicomPeer, ...] = ()
     dicomweb_peers: tuple[DicomWebPeer, ...] = ()

@@ -125,6 +125,8 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
         facts.add_row("replaces", f"{sum(map(len, series.values()))} earlier objects at {name}")
     for reason in one.facts.get("left_out", ()):
         facts.add_row("left out", reason)
+    for remark in one.facts.get("remarks", ()):
+        facts.add_row("remark", remark)
     if told := one.facts.get("explained"):
         facts.add_row("told why", ", ".join(told))
     tries = Table(box=box.SIMPLE)

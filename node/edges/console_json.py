@@ -33,6 +33,7 @@ _SHOWN_FACTS = (
     "replaces",
     "explained",
     "left_out",
+    "remarks",
     "images_released",
 )
 

@@ -74,6 +74,7 @@ def encode(
     ``results``, ``plan``, ``delivery``: :func:`node.pipeline.outbound.facts_of`.
     ``replaces``: :func:`node.pipeline.replaced.replacement_facts`.
     ``results_digest``: the bundle of results.
+    ``remarks``: what may keep a viewer from showing them.
     ``left_out``: what else a series of radiographs holds, and why it was not segmented.
 
     Raises
@@ -97,7 +98,9 @@ def encode(
     instances = [dcmread(io.BytesIO(stream)) for stream in instances_of(job, artifacts).contents()]
     if reason := unsuitable(job):
         return _explain(job, reason, instances, origin, artifacts, profiles, senders)
-    plan, nothing = plan_for(job, profiles, senders, possible_kinds(manifest))
+    columns = int(instances[0].Columns)
+    settled = {name: profile.of_columns(columns) for name, profile in profiles.items()}
+    plan, nothing = plan_for(job, settled, senders, possible_kinds(manifest))
     notes = {
         name: objects
         for name, objects in replaced_by(job, jobs_of_series(job)).items()
@@ -119,6 +122,8 @@ def encode(
         for name, kinds in plan.items()
     }
     facts = {**facts_of(job, plan, nothing, results), RESULTS: bundle.digest}
+    if remarks := found.remarks([result.kind for result in results]):
+        facts["remarks"] = remarks
     return Done({**facts, **replacement_facts(notes), **_left_out(manifest, instances)})
 
 

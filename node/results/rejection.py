@@ -26,7 +26,9 @@ from node.results.sr import device_observer
 from node.results.uids import ResultIdentity
 
 TITLE = codes.DCM.RejectedForQualityReasons
-_IMAGES = (ResultKind.SEG.sop_class_uid, ResultKind.CAPTURE.sop_class_uid)
+_IMAGES = tuple(
+    kind.sop_class_uid for kind in (ResultKind.SEG, ResultKind.LABELMAP, ResultKind.CAPTURE)
+)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import pytest
 from pydicom.uid import BasicTextSRStorage, SecondaryCaptureImageStorage, SegmentationStorage
 
 from node.edges.orthanc_config import DicomPeer
-from node.kinds import ResultKind
+from node.kinds import OF_MODELS
 from tests.conftest import NO_BRIDGE
 from tests.integration.test_round_trip import PATIENT_AND_STUDY, dciodvfy_errors, raw
 from tests.orthanc_server import OrthancServer, require_orthanc
@@ -26,7 +26,7 @@ from tests.running_node import DEMO_CT, ENDED, SOME_SLICES, RunningNode, Study, 
 from tests.test_no_phi_leaks import SENTINEL, files_below, leaks, sentinels
 
 #: The keys come after those of the node's first peer, and a second one follows.
-KINDS = [kind for kind in ResultKind if kind is not ResultKind.REJECTION]
+KINDS = list(OF_MODELS)
 PEERS = """
 results = {results}
 [[dicom_peers]]
