@@ -121,8 +121,12 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
         facts.add_row("series", completeness["says"])
     if asked := one.facts.get("asked_source"):
         facts.add_row("source", asked)
+    for name, series in one.facts.get("replaces", {}).items():
+        facts.add_row("replaces", f"{sum(map(len, series.values()))} earlier objects at {name}")
     for reason in one.facts.get("left_out", ()):
         facts.add_row("left out", reason)
+    for remark in one.facts.get("remarks", ()):
+        facts.add_row("remark", remark)
     if told := one.facts.get("explained"):
         facts.add_row("told why", ", ".join(told))
     tries = Table(box=box.SIMPLE)

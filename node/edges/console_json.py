@@ -30,8 +30,10 @@ _SHOWN_FACTS = (
     "received_over",
     "completeness",
     "asked_source",
+    "replaces",
     "explained",
     "left_out",
+    "remarks",
     "images_released",
 )
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -24,6 +24,7 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 
+from node.edges.dicom_tls import DicomTls, TlsFound, objection, shake_hands, tls_context
 from node.edges.store_status import SOP_CLASS_NOT_SUPPORTED, not_answered, store_status
 from node.errors import DeliveryRefused, PacsUnavailable
 from node.ports import Answer, StoreStatus
@@ -33,19 +34,14 @@ STUDY_ROOT_FIND = UID("1.2.840.10008.5.1.4.1.2.2.1")
 STUDY_ROOT_MOVE = UID("1.2.840.10008.5.1.4.1.2.2.2")
 STORAGE_COMMITMENT = UID("1.2.840.10008.1.20.1")
 
+#: pynetdicom's own thread looks for messages between ours. Without a rest it may do so when it
+#: should have stopped, and take our answer for itself: seen twice in 4,000 sends on a busy machine.
+_LET_IT_REST_S = 0.005
+
 _MAX_CONTEXTS = 128  # odd presentation context ids in one byte, PS3.8 9.3.2.2
 _REJECTED_PERMANENT = 1  # PS3.8 Table 9-21, Result
 _CALLED_AE_NOT_RECOGNIZED = (1, 7)  # (source, reason) of the same table
 _CALLING_AE_NOT_RECOGNIZED = (1, 3)
-
-
-@dataclass(frozen=True)
-class DicomTls:
-    """Certificates for DICOM over TLS (PS3.15 B.9); the host must match its certificate."""
-
-    ca_file: Path
-    certificate_file: Path | None = None
-    private_key_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +70,7 @@ class Negotiation:
     verification: bool
     study_root_find: bool
     storage_commitment: bool
+    study_root_move: bool
     storage: dict[tuple[str, str], bool] = field(default_factory=dict)
 
 
@@ -92,6 +89,26 @@ class DicomPacs:
                 raise self._unavailable("did not answer C-ECHO")
             if status.Status != 0x0000:
                 raise self._refused(f"answered 0x{status.Status:04X} to C-ECHO")
+
+    def encryption(self) -> TlsFound | None:
+        """What a TLS handshake shows; None where plain text is spoken.
+
+        Raises
+        ------
+        PacsUnavailable
+            One side does not trust the other, or nobody answers.
+        """
+        to = self._destination
+        if to.tls is None:
+            return None
+        try:
+            return shake_hands(to.host, to.port, to.tls, to.connection_timeout_s)
+        except OSError as error:
+            raise self._unavailable(
+                objection(error) or "could not be reached",
+                remedy="Compare certificate_authority, certificate and private_key in segnode.toml "
+                "with what the PACS shows and trusts.",
+            ) from None
 
     def store(self, instances: Sequence[bytes]) -> tuple[StoreStatus, ...]:
         """Send Part 10 streams on one association; one status each, in order.
@@ -203,7 +220,7 @@ class DicomPacs:
             More combinations than one association can propose (125).
         """
         storage = [(sop, syntax) for sop in sop_classes for syntax in transfer_syntaxes]
-        services = (VERIFICATION, STUDY_ROOT_FIND, STORAGE_COMMITMENT)
+        services = (VERIFICATION, STUDY_ROOT_FIND, STORAGE_COMMITMENT, STUDY_ROOT_MOVE)
         if len(storage) + len(services) > _MAX_CONTEXTS:
             raise ValueError("one association can propose 125 pairs of SOP class and syntax")
         contexts = [build_context(service) for service in services]
@@ -218,6 +235,7 @@ class DicomPacs:
             verification=VERIFICATION in offered,
             study_root_find=STUDY_ROOT_FIND in offered,
             storage_commitment=STORAGE_COMMITMENT in offered,
+            study_root_move=STUDY_ROOT_MOVE in offered,
             storage={pair: pair in accepted for pair in storage},
         )
 
@@ -253,12 +271,13 @@ class DicomPacs:
         entity.acse_timeout = to.association_timeout_s
         entity.dimse_timeout = to.dimse_timeout_s
         entity.network_timeout = to.dimse_timeout_s
+        context = self._tls_context()
         association = entity.associate(
             to.host,
             to.port,
             contexts=contexts,
             ae_title=to.ae_title,
-            tls_args=None if to.tls is None else (_tls_context(to.tls), to.host),
+            tls_args=None if context is None else (context, to.host),
             evt_handlers=[(evt.EVT_CONN_OPEN, _send_without_delay)],
         )
         if not association.is_established:
@@ -273,6 +292,19 @@ class DicomPacs:
             if association.is_established:
                 association.release()
 
+    def _tls_context(self) -> ssl.SSLContext | None:
+        if self._destination.tls is None:
+            return None
+        try:
+            return tls_context(self._destination.tls)
+        except OSError as error:  # ssl.SSLError among them
+            raise DeliveryRefused(
+                f"The certificates for PACS {self._destination.name} cannot be read "
+                f"({type(error).__name__})",
+                remedy="Correct certificate_authority, certificate and private_key in "
+                "segnode.toml: PEM files that the node can read.",
+            ) from None
+
     def _why_not_established(self, association: Association) -> Exception:
         answer = association.acceptor.primitive
         if association.is_rejected and answer is not None:
@@ -286,14 +318,15 @@ class DicomPacs:
             return self._unavailable("rejected the association for now")
         if association.rejected_contexts:
             return _NothingAccepted(self._destination.name)
+        self.encryption()  # a handshake of our own says what is wrong with TLS
         return self._unavailable("could not be reached, or ended the connection at once")
 
     def _require(self, association: Association, sop_class: UID) -> None:
         if sop_class not in {abstract_syntax for abstract_syntax, _ in _accepted(association)}:
             raise self._refused(f"does not offer {sop_class.name}")
 
-    def _unavailable(self, what: str) -> PacsUnavailable:
-        return PacsUnavailable(f"PACS {self._destination.name} {what}")
+    def _unavailable(self, what: str, remedy: str | None = None) -> PacsUnavailable:
+        return PacsUnavailable(f"PACS {self._destination.name} {what}", remedy=remedy)
 
     def _refused(self, what: str) -> DeliveryRefused:
         return DeliveryRefused(f"PACS {self._destination.name} {what}")
@@ -311,6 +344,7 @@ def _stored(association: Association, datasets: Sequence[Dataset]) -> Iterator[S
         else:
             try:
                 code = association.send_c_store(dataset).get("Status")
+                time.sleep(_LET_IT_REST_S)
             except RuntimeError:  # pynetdicom's word for an association that has ended
                 code = None
             if code is None:
@@ -335,14 +369,6 @@ def _send_without_delay(event: Event) -> None:
     connection = event.assoc.dul.socket
     if connection is not None and connection.socket is not None:
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _tls_context(tls: DicomTls) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=tls.ca_file)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2  # BCP 195
-    if tls.certificate_file is not None:
-        context.load_cert_chain(tls.certificate_file, tls.private_key_file)
-    return context
 
 
 def _contexts_for(datasets: Sequence[Dataset]) -> list[PresentationContext]:

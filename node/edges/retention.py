@@ -135,7 +135,7 @@ class Retention:
 
     def _leftovers(self, job: Job) -> set[str]:
         """Files and folders of the job that are not kept."""
-        inside = {name.split("/")[1] for name in self._artifacts.names(f"{job.id}/")}
+        inside = set(self._artifacts.inside(job.id))
         return inside - set(_KEPT if job.state is State.CONFIRMED else ())
 
     def _free(self, job: Job) -> None:
@@ -146,7 +146,7 @@ class Retention:
                 self._vault.delete(study, record)
         for name in self._leftovers(job):
             self._artifacts.delete(f"{job.id}/{name}")
-        if not self._artifacts.names(f"{job.id}/"):
+        if not self._artifacts.inside(job.id):
             self._artifacts.delete(f"{job.id}/")
 
     def _begins_anew(self, job: Job) -> bool:

@@ -47,6 +47,10 @@ STORE_STATUSES = (
     StatusRange(0x0211, 0x0211, Answer.REFUSED, "unrecognized operation"),
     StatusRange(0x0212, 0x0212, Answer.REFUSED, "mistyped argument"),
     StatusRange(0x0213, 0x0213, Answer.BUSY, "resource limitation"),
+    # dcm4chee-arc answers these for reasons of its own, which no waiting changes.
+    StatusRange(0xA770, 0xA770, Answer.WARNING, "rejection note received before"),
+    StatusRange(0xA774, 0xA774, Answer.WARNING, "rejected before"),
+    StatusRange(0xA771, 0xA779, Answer.REFUSED, "refused by a rule of the archive"),
     StatusRange(0xA700, 0xA7FF, Answer.BUSY, "out of resources"),
     StatusRange(0xA800, 0xA8FF, Answer.REFUSED, "SOP class not supported"),
     StatusRange(0xA900, 0xA9FF, Answer.REFUSED, "data set does not match SOP class"),

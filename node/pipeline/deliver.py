@@ -133,7 +133,7 @@ def _sent(
             delivery = replace(delivery, tries=0, since=None)
         delivery = replace(delivery, accepted=accepted, failed=failed)
         keep(delivery)
-        if refused and refused[0][0].kind is ResultKind.SEG:
+        if refused and refused[0][0].kind.is_segmentation:
             log.get().warning("falls back to captures", job_id=job.id, destination=name)
             return Delivery(fallback=refused[0][1].said)
         if later:
@@ -173,7 +173,10 @@ def _waits(delivery: Delivery) -> bool:
 def _plan_is_old(job: Job, deliveries: Deliveries) -> bool:
     """A destination that has refused the Segmentation is still to get it."""
     plan = job.facts["plan"]
-    return any(deliveries[name].fallback and ResultKind.SEG in plan[name] for name in plan)
+    return any(
+        deliveries[name].fallback and any(ResultKind(kind).is_segmentation for kind in plan[name])
+        for name in plan
+    )
 
 
 def _encode_anew(deliveries: Deliveries) -> Redirect:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from node.errors import DeliveryRefused
 from node.jobs import Job
@@ -16,10 +16,23 @@ from node.ports import SealedRecords
 
 @dataclass(frozen=True)
 class Profile:
-    """What a destination takes; of Secondary Captures every nth."""
+    """What a destination takes; of Secondary Captures every nth.
+
+    ``segmentation_type``: the Segmentation is ``binary``, or a ``labelmap``, or with ``auto`` a
+    label map only where the frames of a binary one would not begin at whole bytes.
+    """
 
     kinds: tuple[ResultKind, ...] = (ResultKind.SEG,)
     capture_every: int = 1
+    segmentation_type: Literal["binary", "labelmap", "auto"] = "binary"
+
+    def of_columns(self, columns: int) -> Profile:
+        """Its kinds for images so many columns wide."""
+        if self.segmentation_type == "labelmap" or (
+            self.segmentation_type == "auto" and columns % 8
+        ):
+            return replace(self, kinds=tuple(kind.as_labelmap() for kind in self.kinds))
+        return self
 
 
 #: Destination → kind → every nth instance of it goes there.
@@ -28,12 +41,16 @@ Plan = Mapping[str, Mapping[ResultKind, int]]
 
 @dataclass(frozen=True)
 class Result:
-    """The objects of one kind: one series. Its UIDs are made here, so they identify nobody."""
+    """The objects of one kind: one series. Its UIDs are made here, so they identify nobody.
+
+    ``destination``: who alone gets it; empty for what everybody can get.
+    """
 
     kind: ResultKind
     sop_class_uid: str
     series_instance_uid: str
     sop_instance_uids: tuple[str, ...]
+    destination: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,12 +117,12 @@ def _kinds_for(
     profile = profiles[name]
     wanted: Collection[ResultKind] = profile.kinds
     if instead:
-        wanted = {*wanted, ResultKind.CAPTURE} - {ResultKind.SEG, ResultKind.SR}
+        wanted = {k for k in wanted if not k.wants_segmentation} | {ResultKind.CAPTURE}
     kinds = [kind for kind in ResultKind if kind in wanted and kind in possible]
     if not kinds:
         raise DeliveryRefused(
-            f"{name} takes {', '.join(profile.kinds)}: nothing of that can be made of "
-            "images without a place in the patient",
+            f"{name} takes {', '.join(profile.kinds)}: nothing of that is made by this model of "
+            "these images",
             remedy=f"Add one of {', '.join(possible)} to `results` of peer {name}.",
         )
     return {kind: profile.capture_every if kind is ResultKind.CAPTURE else 1 for kind in kinds}
@@ -150,7 +167,7 @@ def outgoing(job: Job, destination: str | None = None) -> list[Outgoing]:
         kind = ResultKind(result.kind)
         instances = [
             Outgoing(
-                object_name(kind, number),
+                object_name(kind, number, result.destination),
                 kind,
                 result.sop_class_uid,
                 result.series_instance_uid,
@@ -160,14 +177,17 @@ def outgoing(job: Job, destination: str | None = None) -> list[Outgoing]:
         ]
         if destination is None:
             found += instances
-        elif every := job.facts["plan"][destination].get(kind):
-            found += instances[::every]
+        elif result.destination in ("", destination):
+            every = job.facts["plan"][destination].get(kind)
+            found += instances[::every] if every else []
     return found
 
 
-def object_name(kind: ResultKind, number: int) -> str:
+def object_name(kind: ResultKind, number: int, destination: str = "") -> str:
     """What the file and the record of a job's object are called."""
-    return f"{kind}-{number:04}" if kind is ResultKind.CAPTURE else str(kind)
+    if destination:
+        return f"{kind}-{destination}"
+    return f"{kind}-{number:04}" if kind is ResultKind.CAPTURE or number > 1 else str(kind)
 
 
 def outbound_record(job: Job, name: str) -> str:

@@ -146,6 +146,10 @@ class Prover:
         except DeliveryRefused as error:
             if pending:
                 return self._not_yet(name, delivery, _REPORT_AWAITED)
+            if name in self.commits and delivery.commits:
+                return self._not_yet(
+                    name, delivery, "it takes no request for storage commitment now"
+                )
             return replace(
                 delivery, given_up=True, next_try_at=None, error=type(error).__name__,
                 cause=f"{name} accepted the results and can prove nothing: no storage commitment, "

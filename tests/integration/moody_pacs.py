@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -62,8 +63,14 @@ class MoodyPacs:
     """A storage SCP that holds what it answered with success, and tells by query what it holds."""
 
     def __init__(
-        self, *, finds: bool = True, commits: bool = False, port: int | None = None
+        self,
+        *,
+        finds: bool = True,
+        commits: bool = False,
+        port: int | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self.port = port or free_port()
         self.mood: Mood = content
         #: SOP Instance UID → how often it was sent.
@@ -85,6 +92,7 @@ class MoodyPacs:
         self._server = self._entity.start_server(
             ("127.0.0.1", self.port),
             block=False,
+            ssl_context=self._tls,
             evt_handlers=[
                 (evt.EVT_C_STORE, self._store),
                 (evt.EVT_C_FIND, self._find),
@@ -104,7 +112,12 @@ class MoodyPacs:
         return 0x0000
 
     def report(
-        self, host: str, port: int, transaction: int = -1, failed: Sequence[str] = ()
+        self,
+        host: str,
+        port: int,
+        transaction: int = -1,
+        failed: Sequence[str] = (),
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """N-EVENT-REPORT on an association of its own, as PS3.4 J.3.3 has it."""
         uid, pairs = self.transactions[transaction]
@@ -120,7 +133,9 @@ class MoodyPacs:
         entity = AE(ae_title="HOSPITAL")
         entity.add_requested_context(STORAGE_COMMITMENT)
         role = build_role(STORAGE_COMMITMENT, scu_role=False, scp_role=True)
-        association = entity.associate(host, port, ae_title="SEGNODE", ext_neg=[role])
+        association = entity.associate(
+            host, port, ae_title="SEGNODE", ext_neg=[role], tls_args=tls and (tls, host)
+        )
         assert association.is_established
         try:
             kind = 2 if failed else 1

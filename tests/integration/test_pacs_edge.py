@@ -40,7 +40,8 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, build_context, evt
 
-from node.edges.pacs import STUDY_ROOT_FIND, VERIFICATION, DicomDestination, DicomPacs, DicomTls
+from node.edges.dicom_tls import DicomTls
+from node.edges.pacs import STUDY_ROOT_FIND, VERIFICATION, DicomDestination, DicomPacs
 from node.errors import DeliveryRefused, NodeError, PacsUnavailable
 from node.ports import Answer
 from tests.orthanc_server import OrthancServer, free_port

@@ -113,6 +113,20 @@ def test_a_confirmed_jobs_working_data_goes_and_its_picture_and_crosswalk_stay(n
     assert node.retention().free_working_data() == 0
 
 
+def test_what_a_killed_worker_had_begun_goes_too(node: Node, tmp_path: Path) -> None:
+    """Half a bundle has no name yet, and nothing else of its job is there."""
+    job = node.job(State.CONFIRMED)
+    node.artifacts.delete(f"{job.id}/instances")
+    node.artifacts.delete(f"{job.id}/results")
+    begun = tmp_path / "artifacts" / job.id / "instances" / ".begun"
+    begun.mkdir(parents=True)
+    (begun / "000001.dcm").write_bytes(b"x")
+    node.now[0] += 120
+    assert node.retention().free_working_data() == 1
+    assert [one.name for one in (tmp_path / "artifacts" / job.id).iterdir()] == ["overlay.png"]
+    assert node.retention().free_working_data() == 0
+
+
 @pytest.mark.parametrize("state", HELD)
 def test_working_data_of_a_job_that_may_go_on_stays(node: Node, state: State) -> None:
     """However long it takes: a person decides about what is held."""

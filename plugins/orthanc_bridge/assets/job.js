@@ -79,6 +79,11 @@ export function reason(job) {
     const source = job.facts.asked_source ? ` (${job.facts.asked_source})` : "";
     lines.push(el("p", { className: "segnode-soft" }, `Series ${completeness.says}${source}.`));
   }
+  for (const [name, series] of Object.entries(job.facts.replaces ?? {})) {
+    const count = Object.values(series).flat().length;
+    lines.push(el("p", { className: "segnode-soft" },
+      `Replaces an earlier result: ${name} is told to reject ${count} object(s).`));
+  }
   const released = job.facts.images_released;
   if (released) {
     const images = released === 1 ? "1 image" : `${released} images`;
