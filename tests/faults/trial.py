@@ -136,7 +136,9 @@ class _Injector(threading.Thread):
         try:
             self._wait_for_the_moment()
             # The seed's own numbers, whatever the plan has drawn before.
-            self.mend = self._plan.fault.breaks(self._site, random.Random(f"{self._plan.seed} breaks"))
+            self.mend = self._plan.fault.breaks(
+                self._site, random.Random(f"{self._plan.seed} breaks")
+            )
             self.broken_at = time.time()
             self._wait_for_a_hit()
             if self._plan.fault.lasts_s[1]:
