@@ -23,6 +23,7 @@ from node.pipeline.outbound import Profile, Result, facts_of, object_name, plan_
 from node.pipeline.working_data import (
     LABEL_MAP_FILE,
     MEASUREMENTS_FILE,
+    RESULT_KEY,
     RESULTS,
     instances_of,
     label_map_of,
@@ -71,7 +72,7 @@ def encode(
     """
     manifest = models[job.model]
     origin = Origin(
-        job_key=job.key,
+        job_key=job.facts[RESULT_KEY],
         created=_local_time(job.created_at),
         software_version=version("segnode"),
         manifest=manifest,
