@@ -51,12 +51,14 @@ def check_released(
     *,
     siblings: Collection[str] = frozenset(),
     sibling_series: Collection[str] = frozenset(),
+    rejected: Collection[str] = frozenset(),
 ) -> None:
     """Raise unless ``data`` may go back to the hospital.
 
     It must have the original's patient and study, refer to at least one instance of the series and
     to no instance outside it, and hold no pseudonym, pseudonymous UID or shifted date: neither in
-    an attribute, at any depth, nor anywhere else in its bytes.
+    an attribute, at any depth, nor anywhere else in its bytes. A note that rejects earlier results
+    refers to these and to no instance of the series: it must never take an image from the hospital.
 
     Parameters
     ----------
@@ -68,6 +70,9 @@ def check_released(
         SOP Instance UIDs of other results of the same release, to which it may refer (SR to SEG).
     sibling_series
         Series Instance UIDs of these.
+    rejected
+        Series and SOP Instance UIDs of earlier results that a rejection note is about; empty for
+        every other object.
 
     Raises
     ------
@@ -77,12 +82,12 @@ def check_released(
     instance = read_instance(data, pixels_required=False)
     shared = patient_study_attributes()
     own = [element for element in instance.elements if element.tag not in shared]
-    allowed = frozenset(siblings) | {instance.sop_instance_uid}
+    allowed = frozenset(siblings).union(rejected, {instance.sop_instance_uid})
     _check_is_new(instance, crosswalk)
     _check_patient_and_study(instance.elements, crosswalk)
     _check_no_pseudonym(own, crosswalk)
     _check_no_pseudonym_in_bytes(data, crosswalk)
-    _check_references(own, crosswalk, allowed)
+    _check_references(own, crosswalk, allowed, frozenset(rejected))
     _check_no_strange_pseudonym(own, crosswalk, allowed.union(sibling_series))
 
 
@@ -198,7 +203,9 @@ def _check_no_strange_pseudonym(
                 raise PseudonymRemains(f"{_named(leaf.element.tag)} holds a UID of unknown origin")
 
 
-def _check_references(own: list[Element], crosswalk: Crosswalk, allowed: frozenset[str]) -> None:
+def _check_references(
+    own: list[Element], crosswalk: Crosswalk, allowed: frozenset[str], rejected: frozenset[str]
+) -> None:
     sources = 0
     for leaf in _leaves(own):
         tag = leaf.element.tag
@@ -213,7 +220,9 @@ def _check_references(own: list[Element], crosswalk: Crosswalk, allowed: frozens
             crosswalk.frame_of_reference_uid not in (None, *leaf.uids)
         ):
             raise ReferenceMismatch("FrameOfReferenceUID is not that of the original series")
-    if not sources:
+    if rejected and sources:
+        raise ReferenceMismatch("A rejection note names an instance of the original series")
+    if not rejected and not sources:
         raise ReferenceMismatch("The object refers to no instance of the original series")
 
 

@@ -280,7 +280,7 @@ app.command()(cli_models.evaluate)
 
 
 @app.command(hidden=True)
-def run(role: Literal["watch", "console", "worker", "compute"]) -> None:
+def run(role: Literal["watch", "console", "worker", "delivery", "compute"]) -> None:
     """One process of the node, in the foreground: what the supervisor or a container starts."""
     log.configure(role)
     if role == "compute":
@@ -290,10 +290,14 @@ def run(role: Literal["watch", "console", "worker", "compute"]) -> None:
         return
     from node.wiring import Hospital
 
-    hospital = Hospital(load())
-    {"watch": hospital.run_watch, "console": hospital.run_console, "worker": hospital.run_worker}[
-        role
-    ]()
+    who = {"watch": "sweeper", "console": "person at the console"}.get(role, "worker")
+    hospital = Hospital(load(), who)
+    {
+        "watch": hospital.run_watch,
+        "console": hospital.run_console,
+        "worker": hospital.run_worker,
+        "delivery": hospital.run_delivery,
+    }[role]()
 
 
 def main() -> None:

@@ -17,12 +17,14 @@
     ├── Quarantined     it may not leave the node: hold for a person
     │   ├── IdentityUnsafe            an identifier would leak, or a reference does not resolve
     │   └── ReplacedSinceReview       an image is not the one that a person has looked at
+    ├── NotDelivered    a destination does not keep the results: a person corrects it, then retries
     ├── Incomplete      something is missing and has not come: hold until it does
     ├── DamagedArtifact working data are gone or altered: made again from Orthanc's copy
     ├── NotPossible     a person asked for what a job's state does not allow: nothing changes
     └── Unavailable     try again later
         ├── OrthancUnavailable
         ├── PacsUnavailable
+        ├── LeaseLost                 another worker has taken the step over: stop, record nothing
         ├── NotAllArrived             something of the series is missing and may still come
         ├── NotYetProven              delivered, and the destination has not confirmed it yet
         ├── ProgramInterrupted        somebody else's program was ended, or asks to be run later
@@ -132,6 +134,12 @@ class ReplacedSinceReview(Quarantined):
     default_remedy = "Retry the job: its images are examined again, for a person to look at."
 
 
+class NotDelivered(NodeError):
+    """A destination does not keep the results; what the others keep stands."""
+
+    default_remedy = "Correct the destination (`segnode pacs check NAME`), then retry the job."
+
+
 class Incomplete(NodeError):
     """Something of the series is missing, was waited for, and has not come."""
 
@@ -164,7 +172,20 @@ class OrthancUnavailable(Unavailable):
 
 
 class PacsUnavailable(Unavailable):
-    """The destination did not answer, or asked to be tried again later."""
+    """The destination did not answer, or asked to be tried again later.
+
+    ``retry_after_s`` is when, if it said so.
+    """
+
+    def __init__(
+        self, message: str, *, remedy: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.retry_after_s = retry_after_s
+
+
+class LeaseLost(Unavailable):
+    """Another worker has taken the step over; what this one records goes nowhere."""
 
 
 class NotAllArrived(Unavailable):

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from node.errors import ModelFault
+from node.kinds import OF_MODELS, ResultKind
 
 MANIFEST_NAME = "model.toml"
 NETWORK_NAME = "network.py"
@@ -195,6 +196,21 @@ class Results(_Frozen):
     before it: 9000 becomes 39000 for series 3."""
     series_description: Annotated[ShortText, Field(max_length=30)]
     """What was found; the model's name is put before it, the kind and the source's number after."""
+    kinds: Annotated[tuple[ResultKind, ...], Field(min_length=1)] = OF_MODELS
+    """What may be made of it: a destination gets those of its own ``results`` that are here."""
+    groups: tuple[Annotated[tuple[Byte, ...], Field(min_length=1)], ...] = ()
+    """Segment numbers that share a Segmentation, each once; empty: all share one. For viewers that
+    show no object of many frames."""
+    captures: Literal["found", "all"] = "found"
+    """A picture of each slice that shows a segment, or of all slices."""
+
+    @model_validator(mode="after")
+    def _kinds_can_be_made(self) -> Self:
+        if strange := set(self.kinds) - set(OF_MODELS):
+            raise ValueError(f"kinds: {min(strange)} is a destination's choice")
+        if ResultKind.SR in self.kinds and ResultKind.SEG not in self.kinds:
+            raise ValueError('kinds: "sr" refers to the segments of the "seg"; add "seg"')
+        return self
 
 
 class Weights(_Frozen):
@@ -294,6 +310,13 @@ class _Manifest(_Frozen):
     ) -> tuple[npt.NDArray[np.uint8], tuple[Segment, ...]]:
         """A label map's values as its result numbers them, and the segments that they mean."""
         return labels, self.segments
+
+    @model_validator(mode="after")
+    def _groups_hold_each_segment_once(self) -> Self:
+        grouped = sorted(number for group in self.results.groups for number in group)
+        if grouped and grouped != [segment.number for segment in self.segments]:
+            raise ValueError("results.groups: each segment is in one group, once")
+        return self
 
     @field_validator("segments")
     @classmethod

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Literal, Protocol
 
-from node.jobs import Event, Explained, Job, StepName, Wish
+from node.jobs import Event, Explained, Job, Step, StepName, Wish
 
 
 class Instances(Protocol):
@@ -96,6 +97,9 @@ class SealedRecords(Protocol):
     def open(self, study: str, record_type: str) -> bytes:
         """Decrypt and authenticate one record."""
 
+    def names(self, study: str) -> list[str]:
+        """All records of the study."""
+
     def delete(self, study: str, record_type: str) -> None:
         """Remove one record; none there is no error."""
 
@@ -103,14 +107,33 @@ class SealedRecords(Protocol):
         """Let the study be found by an original identifier, which is not stored."""
 
 
+class Answer(StrEnum):
+    """What an answer makes the sender do."""
+
+    ACCEPTED = "accepted"
+    WARNING = "accepted with a warning"
+    TRY_AGAIN = "try again"  #: this one later; the others may go
+    BUSY = "busy"  #: this one and the others later
+    REFUSED = "refused"
+
+
 @dataclass(frozen=True)
 class StoreStatus:
-    """How a destination answered one instance (PS3.4 B.2.3, PS3.18 10.5)."""
+    """How a destination answered one instance (PS3.4 B.2.3, PS3.18 10.5).
+
+    ``said`` is the answer in words, with its code: ``status 0xA700, out of resources``. ``status``
+    is None where there was no answer.
+    """
 
     sop_instance_uid: str
-    status: int
-    accepted: bool
-    meaning: str
+    answer: Answer
+    said: str
+    status: int | None = None
+
+    @property
+    def accepted(self) -> bool:
+        """The destination has it."""
+        return self.answer in (Answer.ACCEPTED, Answer.WARNING)
 
 
 class Pacs(Protocol):
@@ -120,7 +143,10 @@ class Pacs(Protocol):
         """Return when the destination answers; PacsUnavailable or DeliveryRefused otherwise."""
 
     def store(self, instances: Sequence[bytes]) -> tuple[StoreStatus, ...]:
-        """Send Part 10 streams; one status each, in order. PacsUnavailable: try again."""
+        """Send Part 10 streams; one status each, in order, also when it breaks off in between.
+
+        PacsUnavailable: nothing was sent, try again. DeliveryRefused: it does not talk to us.
+        """
 
     def find_instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
         """SOP Instance UIDs that the destination says it holds of that series."""
@@ -151,6 +177,13 @@ class Source(Protocol):
         """
 
 
+class Pauses(Protocol):
+    """What a person has stopped for a while."""
+
+    def paused(self) -> frozenset[str]:
+        """Names of the destinations to which nothing is sent now."""
+
+
 @dataclass(frozen=True)
 class CommitmentReport:
     """What is known of one storage commitment transaction (PS3.4 Annex J)."""
@@ -174,6 +207,11 @@ class Leases(Protocol):
 
     def claim(self, job_id: str, step: StepName, lease_s: float) -> Job | None:
         """Take the step; None when someone else has it, or it is past."""
+
+    def claim_next(
+        self, steps: Sequence[Step], lease_s: float, at_most: int | None = None
+    ) -> Job | None:
+        """Take the job whose turn it is at one of these steps; None when there is none."""
 
     def extend(self, job: Job, lease_s: float, progress: float | None = None) -> bool:
         """Keep the lease; False when it is no longer ours."""
@@ -201,9 +239,9 @@ class Leases(Protocol):
         error: str,
         delay_s: float,
         facts: Mapping[str, Any] | None = None,
-        counts: bool = True,
+        patience_s: float | None = None,
     ) -> None:
-        """Try the step again after a while; ``counts`` says whether this was a failed try."""
+        """Try the step again after a while; not for longer than ``patience_s`` in all."""
 
     def end(
         self, job: Job, event: Event, *, cause: str, remedy: str, error: str,

@@ -17,6 +17,7 @@ import redis
 
 from node.edges import secret_files
 from node.edges.orthanc_config import DicomPeer, orthanc_environment, write_configuration
+from node.edges.orthanc_tls import OrthancTls, write_tls
 from node.edges.supervisor import Program, Supervisor
 from node.errors import NodeError
 from node.settings import BadSettings, Settings
@@ -51,6 +52,8 @@ class Part:
 def up(settings: Settings, timeout_s: float = 180.0) -> Iterator[str]:
     """Start what is not running, and yield the name of each part as soon as it answers.
 
+    What a killed supervisor has left running is ended first, and said.
+
     Raises
     ------
     BadSettings
@@ -62,6 +65,8 @@ def up(settings: Settings, timeout_s: float = 180.0) -> Iterator[str]:
     _ = hospital.models  # a rule that names an unknown model stops the start here
     supervisor = Supervisor(settings.var_dir)
     if not supervisor.is_running():
+        if left := supervisor.end_leftovers():
+            yield f"ended {left} processes of a supervisor that had been killed"
         _check_ports_are_free(settings)
         _write_secrets(settings)
         _ = hospital.policy  # so does a recipe that cannot be understood
@@ -104,6 +109,7 @@ def parts(hospital: Hospital) -> Sequence[Part]:
         Part("orthanc", lambda: _orthanc_answers(hospital), "orthanc/orthanc.log"),
         Part("console", lambda: _console_answers(hospital.settings), "log/console.log"),
         Part("hospital worker", lambda: _worker_answers(hospital, "hospital"), "log/worker.log"),
+        Part("delivery worker", lambda: _worker_answers(hospital, "delivery"), "log/delivery.log"),
         Part("compute worker", lambda: _worker_answers(hospital, "compute"), "log/compute.log"),
     )
 
@@ -117,6 +123,7 @@ def _programs(hospital: Hospital) -> list[Program]:
         Program("watch", [*segnode, "watch"], own, priority=30),
         Program("console", [*segnode, "console"], own, priority=30),
         Program("worker", [*segnode, "worker"], own, priority=30, stop_wait_s=30),
+        Program("delivery", [*segnode, "delivery"], own, priority=30, stop_wait_s=30),
         Program("compute", [*segnode, "compute"], _compute_environment(hospital), 30, alone=True),
     ]
     if settings.broker.url is None:
@@ -168,11 +175,15 @@ def _orthanc_program(hospital: Hospital) -> Program:
         folder / "configuration",
         settings.orthanc.configuration,
         peers=[
-            DicomPeer(peer.name, peer.ae_title, peer.host, peer.port, may_store=peer.may_send)
+            DicomPeer(
+                peer.name, peer.ae_title, peer.host, peer.port, may_store=peer.may_send,
+                use_tls=peer.tls,
+            )
             for peer in settings.dicom_peers
         ],
         users={ORTHANC_USER: hospital.secret("orthanc_password")},
-    )
+    )  # fmt: skip
+    write_tls(folder / "configuration", _tls_of(settings))
     environment = orthanc_environment(
         ae_title=settings.dicom.ae_title,
         dicom_port=settings.dicom.port,
@@ -190,6 +201,22 @@ def _orthanc_program(hospital: Hospital) -> Program:
     command = [str(settings.orthanc.launcher.absolute()), str(folder / "configuration")]
     # Orthanc writes original UIDs of objects that it refuses: its log stays with its data.
     return Program("orthanc", command, environment, priority=20, stop_wait_s=30, log_folder=folder)
+
+
+def _tls_of(settings: Settings) -> OrthancTls | None:
+    dicom = settings.dicom
+    by_tls = [peer for peer in settings.dicom_peers if peer.tls]
+    if not (dicom.tls or by_tls) or not (dicom.certificate and dicom.private_key):
+        return None
+    authorities = [dicom.certificate_authority, *[peer.certificate_authority for peer in by_tls]]
+    named = [path for path in authorities if path]
+    for path in (dicom.certificate, dicom.private_key, *named):
+        if not os.access(path, os.R_OK):
+            raise BadSettings(
+                f"The TLS file {path} cannot be read",
+                remedy="Correct certificate, private_key or certificate_authority.",
+            )
+    return OrthancTls(dicom.certificate, dicom.private_key, named, dicom.tls)
 
 
 def _folders_to_measure(settings: Settings) -> list[Path]:

@@ -30,7 +30,7 @@ from pydantic_settings import (
 from pydicom.datadict import tag_for_keyword
 
 from node.errors import NodeError
-from node.kinds import ResultKind
+from node.kinds import CHOOSABLE, ResultKind
 
 _T = TypeVar("_T")
 
@@ -64,6 +64,10 @@ class Dicom(_Section):
 
     ae_title: AeTitle = "SEGNODE"
     port: Port = 4242
+    tls: bool = False  # the port speaks TLS, and nothing else
+    certificate: Path | None = None  # the node's, shown to who calls and to who is called
+    private_key: Path | None = None
+    certificate_authority: Path | None = None  # whose certificates are trusted
 
 
 class Orthanc(_Section):
@@ -111,6 +115,17 @@ class Storage(_Section):
         return int(self.keep_free_gib * 2**30)
 
 
+Days = Annotated[float, Field(ge=0)] | Literal["for ever"]
+
+
+class Retention(_Section):
+    """How many days is kept what nothing needs any more."""
+
+    confirmed_days: Days = 30.0  # received series whose results are all proven delivered
+    unwanted_days: Days = "for ever"  # received series that no rule wants
+    stopped_days: Days = 14.0  # working data of jobs that are canceled or rejected
+
+
 class Deidentify(_Section):
     """What a site adds to the PS3.15 basic profile, and whose vault it is."""
 
@@ -123,10 +138,29 @@ class Workers(_Section):
     """How many steps run at once."""
 
     hospital_processes: Annotated[int, Field(ge=1)] = 2
+    delivery_processes: Annotated[int, Field(ge=1)] = 2
     compute_processes: Annotated[int, Field(ge=1)] = 1
+    compute_ahead: Annotated[int, Field(ge=1)] | None = None  # default: one more than processes
+    recovery_s: Annotated[float, Field(ge=2.0)] = 10.0
     compute_threads: Annotated[int, Field(ge=1)] = Field(
         default_factory=lambda: os.cpu_count() or 1
     )
+
+
+_Seconds = Annotated[float, Field(gt=0)] | None
+
+
+class Deadlines(_Section):
+    """How long one try of a step may take; ``node.pipeline.STEPS`` has the defaults."""
+
+    receive: _Seconds = None
+    route: _Seconds = None
+    deidentify: _Seconds = None
+    infer: _Seconds = None
+    encode: _Seconds = None
+    reidentify: _Seconds = None
+    deliver: _Seconds = None
+    confirm: _Seconds = None
 
 
 class _Peer(_Section):
@@ -134,6 +168,7 @@ class _Peer(_Section):
 
     name: Name
     results: Annotated[tuple[ResultKind, ...], Field(min_length=1)] = (ResultKind.SEG,)
+    segmentation_type: Literal["binary", "labelmap", "auto"] = "binary"  # of the "seg"
     capture_every: Annotated[int, Field(ge=1)] = 1  # of the slices with a segment, every nth
     # AE titles of senders whose series it can be asked for; "*": anybody's
     holds_series_of: tuple[AeTitle, ...] = ()
@@ -141,6 +176,8 @@ class _Peer(_Section):
     @model_validator(mode="after")
     def _results_hold_what_they_refer_to(self) -> _Peer:
         _unique("result", list(self.results))
+        if strange := set(self.results) - set(CHOOSABLE):
+            raise ValueError(f'results: "{min(strange)}" is "seg" with segmentation_type')
         if ResultKind.SR in self.results and ResultKind.SEG not in self.results:
             raise ValueError('results: "sr" refers to the segments of the "seg"; add "seg"')
         return self
@@ -154,6 +191,9 @@ class DicomPeer(_Peer):
     port: Port
     may_send: bool = True
     storage_commitment: bool = True
+    tls: bool = False  # it is called by TLS
+    certificate_authority: Path | None = None  # default: that of [dicom]
+    answer_timeout_s: Annotated[float, Field(gt=0)] = 60.0  # how long it may think
 
     @model_validator(mode="before")
     @classmethod
@@ -170,6 +210,7 @@ class DicomWebPeer(_Peer):
     username: str | None = None
     password_file: Path | None = None
     certificate_authority: Path | None = None
+    answer_timeout_s: Annotated[float, Field(gt=0)] = 300.0  # how long it may think
 
 
 class Condition(_Section):
@@ -210,7 +251,8 @@ class Rule(_Section):
 
     name: Name
     model: Name
-    priority: int = 0  # higher first; among equals the order of the file
+    precedence: int = 0  # which rule is asked first: the higher; among equals the order of the file
+    priority: Literal["urgent", "routine", "off-peak"] = "routine"  # whose turn comes first
     destinations: tuple[Name, ...] = ("sender",)
     explain: bool = False  # an unsuitable series comes back as a page that says why
     when: Annotated[tuple[Condition, ...], Field(min_length=1)]
@@ -242,8 +284,10 @@ class Settings(BaseSettings):
     console: Console = Console()
     receive: Receive = Receive()
     storage: Storage = Storage()
+    retention: Retention = Retention()
     deidentify: Deidentify = Deidentify()
     workers: Workers = Workers()
+    deadlines_s: Deadlines = Deadlines()
     routing: Routing = Routing()
     dicom_peers: tuple[DicomPeer, ...] = ()
     dicomweb_peers: tuple[DicomWebPeer, ...] = ()
@@ -260,6 +304,19 @@ class Settings(BaseSettings):
                     raise ValueError(
                         f"rules.{number} ({rule.name}): destination {destination!r} is no peer"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_has_its_certificates(self) -> Settings:
+        dicom = self.dicom
+        by_tls = [peer for peer in self.dicom_peers if peer.tls]
+        if (dicom.tls or by_tls) and not (dicom.certificate and dicom.private_key):
+            raise ValueError("dicom: TLS needs `certificate` and `private_key`")
+        if dicom.tls and not dicom.certificate_authority:
+            raise ValueError("dicom: TLS needs `certificate_authority`: whose senders are trusted")
+        for peer in by_tls:
+            if not (peer.certificate_authority or dicom.certificate_authority):
+                raise ValueError(f"peer {peer.name}: TLS needs a `certificate_authority`")
         return self
 
     @property

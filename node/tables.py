@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydicom.uid import UID
 from rich import box
@@ -15,11 +15,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from node.edges.console_json import deliveries_shown
 from node.edges.supervisor import ProcessInfo
 from node.jobs import Attempt, Job, State
 from node.kinds import ResultKind
 from node.manifest import CommandManifest, ModelManifest
 
+_DELIVERY_COLOURS = {
+    "waiting": "yellow", "accepted": "blue", "confirmed": "green", "refused": "red",
+}  # fmt: skip
 _COLOURS: Mapping[State, str] = {
     State.QUEUED: "cyan",
     State.RUNNING: "blue",
@@ -117,16 +121,14 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
         facts.add_row("series", completeness["says"])
     if asked := one.facts.get("asked_source"):
         facts.add_row("source", asked)
+    for name, series in one.facts.get("replaces", {}).items():
+        facts.add_row("replaces", f"{sum(map(len, series.values()))} earlier objects at {name}")
     for reason in one.facts.get("left_out", ()):
         facts.add_row("left out", reason)
-    for name, kinds in one.facts.get("deliveries", {}).items():
-        facts.add_row("results", f"{name}: {', '.join(kinds)}")
-    for name, refusal in one.facts.get("fallback", {}).items():
-        facts.add_row("fallback", f"{name} refused the Segmentation ({refusal}): captures instead")
+    for remark in one.facts.get("remarks", ()):
+        facts.add_row("remark", remark)
     if told := one.facts.get("explained"):
         facts.add_row("told why", ", ".join(told))
-    for name, proof in one.facts.get("proofs", {}).items():
-        facts.add_row("proof", f"{name}: {proof['by']}")
     tries = Table(box=box.SIMPLE)
     for column in ("step", "try", "outcome", "seconds"):
         tries.add_column(column)
@@ -134,7 +136,37 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
         ended = attempt.ended_at or time.time()
         tries.add_row(str(attempt.step), str(attempt.attempt), attempt.outcome or "running",
                       f"{ended - attempt.started_at:.2f}")  # fmt: skip
-    return Group(facts, tries)
+    return Group(facts, *deliveries(one), tries)
+
+
+def deliveries(one: Job) -> list[Table]:
+    """How far each destination of a job is; nothing before there is something to deliver."""
+    found = deliveries_shown(one, time.time())
+    table = Table(box=box.SIMPLE)
+    for column in ("destination", "results", "taken", "state", "why, and what to do"):
+        table.add_column(column, overflow="fold")
+    for line in found:
+        colour = _DELIVERY_COLOURS[line["state"]]
+        table.add_row(
+            line["destination"], ", ".join(line["results"]),
+            f"{line['taken']} of {line['objects']}",
+            f"[{colour}]{line['state']}{', given up' if line['given_up'] else ''}[/]",
+            _of_delivery(line),
+        )  # fmt: skip
+    return [table] if found else []
+
+
+def _of_delivery(line: Mapping[str, Any]) -> Text:
+    said = [f"by {line['proof']}, {line['confirmed_at']}"] if line["proof"] else []
+    if line["fallback"]:
+        said.append(f"refused the Segmentation ({line['fallback']}): captures instead")
+    said += [*line["warnings"], *filter(None, [line["cause"]])]
+    text = Text("\n".join(said))
+    if line["next_try_in_s"]:
+        text.append(f"\nnext try in {_span(line['next_try_in_s'])}", "yellow")
+    if line["remedy"]:
+        text.append(f"\n→ {line['remedy']}", "dim")
+    return text
 
 
 def models(found: Mapping[str, ModelManifest]) -> RenderableType:

@@ -48,7 +48,8 @@ def node(
 ) -> Iterator[RunningNode]:
     """A whole node, shared by the tests: each sends studies of its own."""
     folder = tmp_path_factory.mktemp("node") / "a folder"  # people have blanks in their paths
-    with RunningNode(folder, pacs, node_ports) as running:
+    takes = 'results = ["seg", "rejection"]'
+    with RunningNode(folder, pacs, node_ports, more=takes) as running:
         yield running
 
 

@@ -46,7 +46,7 @@ from node.wiring import policy_with
 from tests.phantoms import chest_truth
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
-ALL_KINDS = tuple(ResultKind)
+ALL_KINDS = tuple(kind for kind in ResultKind if kind is not ResultKind.REJECTION)
 
 
 class Received:
@@ -83,9 +83,10 @@ class Journey:
         folder: Path,
         series: Sequence[Dataset],
         profiles: Mapping[str, Profile],
+        earlier: Sequence[Job] = (),
         **facts: Any,
     ) -> None:
-        self.folder = folder
+        self.folder, self.earlier = folder, earlier
         self.received = Received([part10(one) for one in series])
         self.artifacts = FolderArtifacts(folder / "artifacts")
         self.vault = Vault(FolderRecords(folder / "vault"), Keyring("k", {"k": b"k" * 32}))
@@ -124,6 +125,7 @@ class Journey:
                 models=self.models,
                 profiles=self.profiles,
                 senders={},
+                jobs_of_series=lambda _: self.earlier,
             ),
             StepName.REIDENTIFY: partial(reidentify, artifacts=self.artifacts, vault=self.vault),
         }

@@ -41,6 +41,7 @@ import httpx
 import pytest
 
 from node.edges.orthanc_config import DicomPeer, orthanc_environment, write_configuration
+from node.edges.orthanc_tls import OrthancTls, write_tls
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAUNCHER = REPOSITORY / "deploy" / "run-orthanc"
@@ -78,7 +79,9 @@ class OrthancServer:
         environment: Mapping[str, str] | None = None,
         http_port: int | None = None,
         dicom_port: int | None = None,
+        tls: OrthancTls | None = None,
     ) -> None:
+        self._tls = tls
         self.folder = folder
         self.ae_title = ae_title
         self.peers = tuple(peers)
@@ -170,6 +173,7 @@ class OrthancServer:
         write_configuration(
             self.configuration, REPOSITORY / "orthanc.json", peers=self.peers, users=users
         )
+        write_tls(self.configuration, self._tls)
         if self._overrides:
             # Orthanc refuses a key that stands in two files, so ours must lose it first.
             base = self.configuration / "orthanc.json"

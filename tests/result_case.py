@@ -23,7 +23,7 @@ from tests.phantoms import chest_truth, ct_series
 MODELS = Path(__file__).resolve().parents[1] / "models"
 WINDOW = (-1000.0, 400.0)
 EXPLAINED = [f"explained by {kind}" for kind in EXPLAINING]
-KINDS = [*ResultKind, *EXPLAINED]
+KINDS = [*(kind for kind in ResultKind if kind is not ResultKind.REJECTION), *EXPLAINED]
 #: What dicom3tools calls each.
 IODS = {
     ResultKind.SEG: "Segmentation",
@@ -32,6 +32,15 @@ IODS = {
     ResultKind.PDF: "EncapsulatedPDF",
     ResultKind.CAPTURE: "SCImage",
     ResultKind.RTSTRUCT: "RTStructureSet",
+    ResultKind.LABELMAP_SR: "Comprehensive3DSR",
+}
+#: dicom3tools of Debian 12 is older than Supplement 243.
+UNKNOWN_TO_DCIODVFY = {
+    "labelmap": {"Error - Information Object Not found"},
+    "labelmap_sr": {
+        "Error - Shall not be present for Referenced SOP Class that is not segmentation "
+        "- attribute <ReferencedSegmentNumber>"
+    },
 }
 REASON = {"cause": "There are 2 slices; ct_lungs needs 10 or more", "remedy": "Send the series."}
 

@@ -109,8 +109,10 @@ class RunningNode:
         quiet_s: float = 1.0,
         explain: bool = False,
         more: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder, self.pacs, self.ports = folder, pacs, dict(ports)
+        self._environment = dict(environment or {})
         self.var = folder / "var"
         self._ledger: Ledger | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +151,7 @@ class RunningNode:
         done = subprocess.run(
             [sys.executable, "-m", "node.cli", *arguments],
             cwd=REPOSITORY,
-            env={**os.environ, "SEGNODE_CONFIG": str(self.configuration)},
+            env={**os.environ, "SEGNODE_CONFIG": str(self.configuration), **self._environment},
             capture_output=True,
             text=True,
             check=False,

@@ -29,6 +29,7 @@ from node.edges.orthanc_config import DicomPeer
 from node.errors import NodeError
 from node.jobs import Job, State, StepName
 from node.pipeline import STEPS
+from node.pipeline.delivery import read_deliveries
 from node.settings import Settings, load
 from node.wiring import Hospital
 
@@ -162,13 +163,14 @@ def show(settings: Settings, pacs: StandInPacs, study_id: str, job: Job, ledger:
     steps.add_row("all steps", f"{sum(timing['seconds'] for timing in timings):.2f}", "")
     out.print(table)
     out.print(steps)
-    for name, proof in job.facts["proofs"].items():
-        out.print(f"Proof that {name} keeps it: [green]{proof['by']}[/]")
+    proofs = {name: one.proof for name, one in read_deliveries(job).items()}
+    for name, proof in proofs.items():
+        out.print(f"Proof that {name} keeps it: [green]{proof}[/]")
 
     report = {
         "job": job.id, "state": job.state, "model": job.model, "model_digest": job.model_digest,
         "images": len(job.instance_ids), "returned": objects, "timings": timings,
-        "proofs": job.facts["proofs"],
+        "proofs": proofs,
     }  # fmt: skip
     (OUT / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     secret = settings.folder("secrets") / "orthanc_password"

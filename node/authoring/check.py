@@ -28,6 +28,7 @@ from node.packages import (
     on_torch,
 )
 from node.reference import Labels, Reference, agreement, read_reference
+from node.results.objects import possible_kinds
 from node.runtimes import openvino_cpu
 from node.runtimes.network import load_network, verified_weights
 from node.tables import Finding
@@ -56,6 +57,7 @@ def check_model(folder: Path, exports: Path) -> Iterator[Finding]:
         yield _wrong("manifest", error)
         return
     yield _manifest(folder, manifest)
+    yield _results(manifest)
     yield _card(folder, f"# {manifest.name} {manifest.version}")
     if isinstance(manifest, CommandManifest):
         yield from _program(folder, manifest)
@@ -88,6 +90,23 @@ def _program(folder: Path, manifest: CommandManifest) -> Iterator[Finding]:
         )
     if not found:
         yield Finding("good", "program", "it can run here; its files are the ones of model.toml")
+
+
+def _results(manifest: ModelManifest) -> Finding:
+    """What destinations can get of it: the manifest's kinds, as far as its images allow them."""
+    possible = possible_kinds(manifest)
+    given = [kind for kind in manifest.results.kinds if kind in possible]
+    left = [kind for kind in manifest.results.kinds if kind not in possible]
+    if not given:
+        return Finding(
+            "wrong", "results", f"{', '.join(left)}: nothing of that can be made of a radiograph",
+            "Add seg, text_sr, pdf or capture to `kinds` in [results].",
+        )  # fmt: skip
+    found = f"gives {', '.join(given)}"
+    if left:
+        found += f"; not of a radiograph: {', '.join(left)}"
+    parts = len(manifest.results.groups)
+    return Finding("good", "results", found + (f"; {parts} Segmentations" if parts else ""))
 
 
 def _card(folder: Path, title: str) -> Finding:

@@ -18,6 +18,8 @@ from node.edges.bundles import (
     writing,
 )
 
+_DELETED = ".deleted-"
+
 
 class FolderArtifacts:
     """``node.ports.Artifacts`` in a folder. A name is a relative path with forward slashes."""
@@ -72,6 +74,18 @@ class FolderArtifacts:
             if not any(part.startswith(".") for part in path.parts)
         )
 
+    def folders(self) -> list[str]:
+        """Names of the topmost folders, sorted: the jobs that have left something."""
+        found = (path.name for path in self._folder.iterdir() if path.is_dir())
+        return sorted(name for name in found if not name.startswith("."))
+
+    def inside(self, folder: str) -> list[str]:
+        """Names of all that is directly in a folder, what a killed worker had begun too."""
+        try:
+            return sorted(path.name for path in self._path(folder).iterdir())
+        except FileNotFoundError:
+            return []
+
     def delete(self, prefix: str) -> None:
         """Remove one file, or everything below a folder."""
         path = self._path(prefix)
@@ -79,10 +93,11 @@ class FolderArtifacts:
             path.unlink(missing_ok=True)
             return
         # Out of sight first: who still writes there finds nothing, and cannot keep it from going.
-        beside = tempfile.mkdtemp(dir=path.parent, prefix=".")
+        beside = tempfile.mkdtemp(dir=path.parent, prefix=_DELETED)
         with suppress(FileNotFoundError):  # somebody else was first
             path.rename(beside)
-        shutil.rmtree(beside, ignore_errors=True)
+        for deleted in path.parent.glob(f"{_DELETED}*"):  # one may have been killed at it
+            shutil.rmtree(deleted, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
         path = (self._folder / name).absolute()

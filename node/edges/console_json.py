@@ -10,12 +10,15 @@ from typing import Any
 from node.errors import NoMatchingModel
 from node.jobs import UPS_STATES, Attempt, Event, Job, State, StepName, after
 from node.pipeline import STEPS
+from node.pipeline.delivery import read_deliveries
+from node.pipeline.outbound import outgoing
 from node.pipeline.pixel_review import Review
 
 #: How a person sorts jobs: what waits for something or someone, what goes on, what is over.
 GROUPS = ("stuck", "running", "done")
 _STUCK = (State.WAITING, State.REJECTED, State.INCOMPLETE, State.QUARANTINED, State.FAILED)
 _RUNNING = (State.QUEUED, State.RUNNING)
+_OPEN = (State.WAITING, *_RUNNING)
 
 #: What a person may do to a job.
 _ACTIONS = (Event.RETRY, Event.CANCEL)
@@ -27,12 +30,10 @@ _SHOWN_FACTS = (
     "received_over",
     "completeness",
     "asked_source",
-    "accepted",
-    "deliveries",
-    "fallback",
+    "replaces",
     "explained",
     "left_out",
-    "proofs",
+    "remarks",
     "images_released",
 )
 
@@ -75,9 +76,34 @@ def job_shown(job: Job, now: float) -> dict[str, Any]:
         "updated_at": _iso(job.updated_at),
         "age_s": max(0.0, now - job.created_at),
         "destinations": list(job.destinations),
+        "deliveries": deliveries_shown(job, now),
         "facts": {name: job.facts[name] for name in _SHOWN_FACTS if name in job.facts},
         "actions": [str(event) for event in _ACTIONS if after(job.state, event) is not None],
     }
+
+
+def deliveries_shown(job: Job, now: float) -> list[dict[str, Any]]:
+    """How far each destination is, one line each; none before there is something to deliver."""
+    plan = job.facts.get("plan", {})
+    return [
+        {
+            "destination": name,
+            "state": str(one.state),
+            "results": list(plan.get(name, {})),
+            "objects": len(outgoing(job, name)) if name in plan else 0,
+            "taken": len(one.accepted),
+            "proof": one.proof,
+            "confirmed_at": _iso(one.confirmed_at),
+            "cause": one.cause,
+            "remedy": one.remedy,
+            "next_try_in_s": None if one.over or job.state not in _OPEN
+            else max(0.0, (one.next_try_at or now) - now),
+            "given_up": one.given_up,
+            "fallback": one.fallback,
+            "warnings": sorted({said for said in one.accepted.values() if said}),
+        }
+        for name, one in read_deliveries(job).items()
+    ]  # fmt: skip
 
 
 def can_release(job: Job, review: Review) -> bool:

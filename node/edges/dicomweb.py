@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,13 @@ from typing import Any
 import httpx
 from pydicom import dcmread
 
-from node.edges.store_status import Answer, answer_to, store_status
+from node.edges.store_status import (
+    PROCESSING_FAILURE,
+    REFUSED_CONTENT,
+    not_answered,
+    refused_over_http,
+    store_status,
+)
 from node.errors import DeliveryRefused, PacsUnavailable
 from node.ports import StoreStatus
 
@@ -32,12 +40,14 @@ _FAILURE_REASON = "00081197"
 _FAILED_SOP_SEQUENCE = "00081198"
 _REFERENCED_SOP_SEQUENCE = "00081199"
 
+
 _SERIES_INSTANCE_UID = "0020000E"
 _NUMBER_OF_SERIES_RELATED_INSTANCES = "00201209"
-
-_PROCESSING_FAILURE = 0x0110
+_CONTENT_TOO_LARGE = 413
 #: What a server may answer while it is busy, restarting, or behind a proxy that is; and 5xx.
 _TRY_AGAIN = (408, 425, 429)
+#: Of those, what no waiting changes: not implemented, HTTP version not supported.
+_NEVER = (501, 505)
 
 _Json = dict[str, Any]
 
@@ -76,12 +86,15 @@ class DicomWebPacs:
     def store(self, instances: Sequence[bytes]) -> tuple[StoreStatus, ...]:
         """Send Part 10 streams in one request; one status each, in order.
 
+        A request that is too large for the service is sent in halves. A service that refuses the
+        whole content (HTTP 400, 409, 415 …) has refused each instance.
+
         Raises
         ------
         PacsUnavailable
-            No answer, a busy service, or a failure reason that asks to be tried again.
+            No answer, or a busy service: nothing is known to be stored.
         DeliveryRefused
-            The request itself is refused: login, address, or media type.
+            The request itself is refused: login or address.
 
         References
         ----------
@@ -94,23 +107,39 @@ class DicomWebPacs:
         headers = {"Content-Type": content_type, "Accept": "application/dicom+json"}
         with self._client() as client:
             response = client.post("/studies", content=body, headers=headers)
-        # 409 says that nothing was stored, and the body says why, instance by instance.
-        if response.status_code not in (200, 202, 409):
+        code = response.status_code
+        if code == _CONTENT_TOO_LARGE and len(instances) > 1:
+            middle = len(instances) // 2
+            return self.store(instances[:middle]) + self._rest(instances[middle:])
+        if code not in (200, 202, *REFUSED_CONTENT):
             raise self._not_ok(response, "STOW-RS")
         outcomes = self._outcomes(response)
-        if response.status_code == 200:
+        if code in REFUSED_CONTENT and not outcomes:
+            return tuple(refused_over_http(uid, code) for uid in uids)
+        if code == 200:
             # 200 is success for all: several services say no more than that.
             outcomes = dict.fromkeys(uids, 0) | outcomes
-        return tuple(
-            self._status(uid, outcomes, number, len(uids)) for number, uid in enumerate(uids, 1)
-        )
+        # What is not named may be there or not.
+        return tuple(store_status(uid, outcomes.get(uid, PROCESSING_FAILURE)) for uid in uids)
+
+    def _rest(self, instances: Sequence[bytes]) -> tuple[StoreStatus, ...]:
+        """The second half, of which nothing that goes wrong is held against the first."""
+        try:
+            return self.store(instances)
+        except PacsUnavailable as error:
+            return tuple(not_answered(_sop_instance_uid(one), str(error)) for one in instances)
 
     def find_instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
         """SOP Instance UIDs of the series that the service says it holds (PS3.18 2026b 10.6)."""
         path = f"/studies/{study_instance_uid}/series/{series_instance_uid}/instances"
-        matches = self._get(path, {"includefield": _SOP_INSTANCE_UID})
-        uids = (_first(match, _SOP_INSTANCE_UID) for match in matches)
-        return frozenset(str(uid) for uid in uids if uid)
+        found: set[str] = set()
+        while True:  # a service may answer in pages of its own size
+            parameters = {"includefield": _SOP_INSTANCE_UID, "offset": str(len(found))}
+            matches = self._get(path, parameters)
+            uids = {str(uid) for match in matches if (uid := _first(match, _SOP_INSTANCE_UID))}
+            if uids <= found:  # none left, or a service that knows no pages has said it all twice
+                return frozenset(found)
+            found |= uids
 
     def count_instances(self, study_instance_uid: str, series_instance_uid: str) -> int | None:
         """How many instances of the series the service says it holds; None when it does not count.
@@ -143,16 +172,6 @@ class DicomWebPacs:
             raise self._not_ok(response, "WADO-RS")
         return _only_part(response)
 
-    def _status(self, uid: str, outcomes: dict[str, int], number: int, total: int) -> StoreStatus:
-        status = outcomes.get(uid, _PROCESSING_FAILURE)
-        answer, meaning = answer_to(status)
-        if answer is Answer.TRY_AGAIN:
-            raise PacsUnavailable(
-                f"{self._destination.name} answered 0x{status:04X} ({meaning}) "
-                f"to STOW-RS of instance {number} of {total}"
-            )
-        return store_status(uid, status)
-
     def _outcomes(self, response: httpx.Response) -> dict[str, int]:
         """SOP Instance UID → status, as far as the body tells."""
         if not response.content:
@@ -165,7 +184,7 @@ class DicomWebPacs:
             }
             failed = {
                 _first(item, _REFERENCED_SOP_INSTANCE_UID): _first(item, _FAILURE_REASON)
-                or _PROCESSING_FAILURE
+                or PROCESSING_FAILURE
                 for item in _items(document, _FAILED_SOP_SEQUENCE)
             }
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -190,12 +209,19 @@ class DicomWebPacs:
     @contextmanager
     def _client(self) -> Iterator[httpx.Client]:
         to = self._destination
+        try:
+            login, bearer = _basic(to), _bearer(to)
+        except OSError as error:
+            raise DeliveryRefused(
+                f"The login of {to.name} cannot be read ({type(error).__name__})",
+                remedy="Put its password_file (or token_file) back, readable to the node.",
+            ) from None
         timeout = httpx.Timeout(to.answer_timeout_s, connect=to.connect_timeout_s)
         try:
             with httpx.Client(
                 base_url=to.url,
-                headers={"Accept-Encoding": "identity"} | _bearer(to),
-                auth=_basic(to),
+                headers={"Accept-Encoding": "identity"} | bearer,
+                auth=login,
                 verify=ssl.create_default_context(cafile=to.certificate_authority),
                 timeout=timeout,
             ) as client:
@@ -208,11 +234,22 @@ class DicomWebPacs:
     def _not_ok(self, response: httpx.Response, request: str) -> Exception:
         code = response.status_code
         what = f"{self._destination.name} answered HTTP {code} to {request}"
-        if code >= 500 or code in _TRY_AGAIN:
-            return PacsUnavailable(what)
+        if code in _TRY_AGAIN or (code >= 500 and code not in _NEVER):
+            return PacsUnavailable(what, retry_after_s=_retry_after_s(response))
         if code in (401, 403):
             return DeliveryRefused(what, remedy="Correct the login of this destination.")
-        return DeliveryRefused(what)
+        return DeliveryRefused(what, remedy="Correct the `url` of this destination.")
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """Retry-After (RFC 9110 10.2.3): seconds, or a date; None when there is none that is either."""
+    said = response.headers.get("Retry-After", "")
+    if said.isdigit():
+        return float(said)
+    try:
+        return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None
 
 
 def _basic(to: DicomWebDestination) -> httpx.BasicAuth | None:

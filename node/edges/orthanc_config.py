@@ -44,6 +44,8 @@ class DicomPeer:
     may_query
         Whether it may use C-FIND, C-MOVE and C-GET. Never needed by the node: the stand-in PACS of
         the demo grants it to the node.
+    use_tls
+        Whether Orthanc speaks TLS when it calls this system (``node.edges.orthanc_tls``).
     """
 
     name: str
@@ -52,6 +54,7 @@ class DicomPeer:
     port: int
     may_store: bool = True
     may_query: bool = False
+    use_tls: bool = False
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -86,6 +89,7 @@ def modalities_section(peers: Sequence[DicomPeer]) -> dict[str, Any]:
                 "AllowGet": peer.may_query,
                 "AllowMove": peer.may_query,
                 "AllowStorageCommitment": True,
+                "UseDicomTls": peer.use_tls,
             }
             for peer in peers
         }

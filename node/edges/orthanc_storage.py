@@ -131,6 +131,17 @@ class OrthancStorage:
         """Remove a series with all its instances; one that is not there is no error."""
         self._delete(f"/series/{series_id}")
 
+    def series_ids(self) -> list[str]:
+        """Ids of all series, in any order."""
+        return list(self._orthanc.request("GET", "/series").json())
+
+    def instances_of(self, series_id: str) -> frozenset[str]:
+        """Ids of the instances of a series; none if it is not there."""
+        try:
+            return frozenset(self._orthanc.instances_of_series(series_id))
+        except Rejected:
+            return frozenset()
+
     def series(self) -> dict[str, tuple[str, frozenset[str]]]:
         """Id of every series → id of its study, ids of its instances."""
         found: dict[str, tuple[str, frozenset[str]]] = {}

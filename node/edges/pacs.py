@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -24,29 +23,20 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.presentation import PresentationContext
 
-from node.edges.store_status import Answer, answer_to, store_status
+from node.edges.dicom_tls import DicomTls, TlsFound, objection, shake_hands, tls_context
+from node.edges.store_status import SOP_CLASS_NOT_SUPPORTED, not_answered, store_status
 from node.errors import DeliveryRefused, PacsUnavailable
-from node.ports import StoreStatus
+from node.ports import Answer, StoreStatus
 
 VERIFICATION = UID("1.2.840.10008.1.1")
 STUDY_ROOT_FIND = UID("1.2.840.10008.5.1.4.1.2.2.1")
 STUDY_ROOT_MOVE = UID("1.2.840.10008.5.1.4.1.2.2.2")
 STORAGE_COMMITMENT = UID("1.2.840.10008.1.20.1")
 
-_SOP_CLASS_NOT_SUPPORTED = 0x0122
 _MAX_CONTEXTS = 128  # odd presentation context ids in one byte, PS3.8 9.3.2.2
 _REJECTED_PERMANENT = 1  # PS3.8 Table 9-21, Result
 _CALLED_AE_NOT_RECOGNIZED = (1, 7)  # (source, reason) of the same table
 _CALLING_AE_NOT_RECOGNIZED = (1, 3)
-
-
-@dataclass(frozen=True)
-class DicomTls:
-    """Certificates for DICOM over TLS (PS3.15 B.9); the host must match its certificate."""
-
-    ca_file: Path
-    certificate_file: Path | None = None
-    private_key_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -94,17 +84,38 @@ class DicomPacs:
             if status.Status != 0x0000:
                 raise self._refused(f"answered 0x{status.Status:04X} to C-ECHO")
 
-    def store(self, instances: Sequence[bytes]) -> tuple[StoreStatus, ...]:
-        """Send Part 10 streams on one association; one status each, in order.
-
-        An instance whose SOP class or transfer syntax the PACS does not take is answered
-        0x0122 without being sent; the others still go.
+    def encryption(self) -> TlsFound | None:
+        """What a TLS handshake shows; None where plain text is spoken.
 
         Raises
         ------
         PacsUnavailable
-            No association, no answer, an abort, or a status that asks to be tried again. Sending
-            everything again does no harm.
+            One side does not trust the other, or nobody answers.
+        """
+        to = self._destination
+        if to.tls is None:
+            return None
+        try:
+            return shake_hands(to.host, to.port, to.tls, to.connection_timeout_s)
+        except OSError as error:
+            raise self._unavailable(
+                objection(error) or "could not be reached",
+                remedy="Compare certificate_authority, certificate and private_key in segnode.toml "
+                "with what the PACS shows and trusts.",
+            ) from None
+
+    def store(self, instances: Sequence[bytes]) -> tuple[StoreStatus, ...]:
+        """Send Part 10 streams on one association; one status each, in order.
+
+        An instance whose SOP class or transfer syntax the PACS does not take is answered 0x0122
+        without being sent; the others still go. When the association breaks, what was answered
+        before stands, and the rest is to be tried again; so it is after a PACS has said that it is
+        out of resources.
+
+        Raises
+        ------
+        PacsUnavailable
+            No association: nothing was sent.
         DeliveryRefused
             The PACS does not talk to us at all.
 
@@ -117,13 +128,10 @@ class DicomPacs:
         datasets = [dcmread(BytesIO(instance)) for instance in instances]
         try:
             with self._association(_contexts_for(datasets)) as association:
-                return tuple(
-                    self._store_one(association, dataset, number, len(datasets))
-                    for number, dataset in enumerate(datasets, start=1)
-                )
+                return tuple(_stored(association, datasets))
         except _NothingAccepted:
             return tuple(
-                store_status(str(dataset.SOPInstanceUID), _SOP_CLASS_NOT_SUPPORTED)
+                store_status(str(dataset.SOPInstanceUID), SOP_CLASS_NOT_SUPPORTED)
                 for dataset in datasets
             )
 
@@ -224,25 +232,6 @@ class DicomPacs:
             storage={pair: pair in accepted for pair in storage},
         )
 
-    def _store_one(
-        self, association: Association, dataset: Dataset, number: int, total: int
-    ) -> StoreStatus:
-        uid = str(dataset.SOPInstanceUID)
-        if not _has_context(association, dataset):
-            return store_status(uid, _SOP_CLASS_NOT_SUPPORTED)
-        if not association.is_established:
-            raise self._unavailable(f"ended the association before instance {number} of {total}")
-        answer = association.send_c_store(dataset)
-        if "Status" not in answer:
-            raise self._unavailable(f"did not answer C-STORE of instance {number} of {total}")
-        status = int(answer.Status)
-        what, meaning = answer_to(status)
-        if what is Answer.TRY_AGAIN:
-            raise self._unavailable(
-                f"answered 0x{status:04X} ({meaning}) to C-STORE of instance {number} of {total}"
-            )
-        return store_status(uid, status)
-
     def _find(self, level: str, study: str, series: str, returned_keyword: str) -> list[Dataset]:
         model = STUDY_ROOT_FIND
         query = Dataset()
@@ -275,21 +264,39 @@ class DicomPacs:
         entity.acse_timeout = to.association_timeout_s
         entity.dimse_timeout = to.dimse_timeout_s
         entity.network_timeout = to.dimse_timeout_s
+        context = self._tls_context()
         association = entity.associate(
             to.host,
             to.port,
             contexts=contexts,
             ae_title=to.ae_title,
-            tls_args=None if to.tls is None else (_tls_context(to.tls), to.host),
+            tls_args=None if context is None else (context, to.host),
             evt_handlers=[(evt.EVT_CONN_OPEN, _send_without_delay)],
         )
         if not association.is_established:
             raise self._why_not_established(association)
         try:
             yield association
+        except RuntimeError:  # what pynetdicom raises when the association ended before a message
+            if association.is_established:
+                raise
+            raise self._unavailable("ended the association") from None
         finally:
             if association.is_established:
                 association.release()
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        if self._destination.tls is None:
+            return None
+        try:
+            return tls_context(self._destination.tls)
+        except OSError as error:  # ssl.SSLError among them
+            raise DeliveryRefused(
+                f"The certificates for PACS {self._destination.name} cannot be read "
+                f"({type(error).__name__})",
+                remedy="Correct certificate_authority, certificate and private_key in "
+                "segnode.toml: PEM files that the node can read.",
+            ) from None
 
     def _why_not_established(self, association: Association) -> Exception:
         answer = association.acceptor.primitive
@@ -304,17 +311,42 @@ class DicomPacs:
             return self._unavailable("rejected the association for now")
         if association.rejected_contexts:
             return _NothingAccepted(self._destination.name)
+        self.encryption()  # a handshake of our own says what is wrong with TLS
         return self._unavailable("could not be reached, or ended the connection at once")
 
     def _require(self, association: Association, sop_class: UID) -> None:
         if sop_class not in {abstract_syntax for abstract_syntax, _ in _accepted(association)}:
             raise self._refused(f"does not offer {sop_class.name}")
 
-    def _unavailable(self, what: str) -> PacsUnavailable:
-        return PacsUnavailable(f"PACS {self._destination.name} {what}")
+    def _unavailable(self, what: str, remedy: str | None = None) -> PacsUnavailable:
+        return PacsUnavailable(f"PACS {self._destination.name} {what}", remedy=remedy)
 
     def _refused(self, what: str) -> DeliveryRefused:
         return DeliveryRefused(f"PACS {self._destination.name} {what}")
+
+
+def _stored(association: Association, datasets: Sequence[Dataset]) -> Iterator[StoreStatus]:
+    """One after the other, until the PACS has had enough."""
+    broken = ""
+    for dataset in datasets:
+        uid = str(dataset.SOPInstanceUID)
+        if broken:
+            yield not_answered(uid, broken)
+        elif not _has_context(association, dataset):
+            yield store_status(uid, SOP_CLASS_NOT_SUPPORTED)
+        else:
+            try:
+                code = association.send_c_store(dataset).get("Status")
+            except RuntimeError:  # pynetdicom's word for an association that has ended
+                code = None
+            if code is None:
+                yield not_answered(uid, "no answer: the association ended, or the time was up")
+                broken = "not sent: the association had ended"
+                continue
+            status = store_status(uid, int(code))
+            if status.answer is Answer.BUSY:
+                broken = f"not sent after {status.said}"
+            yield status
 
 
 class _NothingAccepted(DeliveryRefused):
@@ -329,14 +361,6 @@ def _send_without_delay(event: Event) -> None:
     connection = event.assoc.dul.socket
     if connection is not None and connection.socket is not None:
         connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _tls_context(tls: DicomTls) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=tls.ca_file)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2  # BCP 195
-    if tls.certificate_file is not None:
-        context.load_cert_chain(tls.certificate_file, tls.private_key_file)
-    return context
 
 
 def _contexts_for(datasets: Sequence[Dataset]) -> list[PresentationContext]:

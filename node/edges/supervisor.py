@@ -23,6 +23,7 @@ from xmlrpc.client import Fault, ServerProxy
 
 from supervisor.xmlrpc import SupervisorTransport
 
+from node.edges import leftovers
 from node.errors import NodeError
 
 
@@ -71,17 +72,20 @@ class Supervisor:
         self._var = var_dir.absolute()
         self._configuration = self._var / "run" / "supervisord.conf"
         self._pid_file = self._var / "run" / "supervisord.pid"
+        self._boot = self._var / "run" / "boot"
         self._log = self._var / "log"
 
     def start(self, programs: Sequence[Program]) -> bool:
         """Write the configuration and start supervisord; False when it runs already."""
         if self.is_running():
             return False
+        self.end_leftovers()
         for folder in (self._var / "run", self._log):
             folder.mkdir(parents=True, exist_ok=True, mode=0o750)
         with self._configuration.open("w") as file:
             self._configuration.chmod(0o600)  # command lines name files of secrets
             self._configured(programs).write(file)
+        self._boot.write_text(leftovers.boot_id())
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._configuration)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -95,7 +99,7 @@ class Supervisor:
         """Stop every process and supervisord itself; False when nothing was running."""
         pid = self._pid()
         if pid is None or not self.is_running():
-            return False
+            return self.end_leftovers() > 0
         self._call("supervisor.shutdown")
         deadline = time.monotonic() + timeout_s
         while _alive(pid):
@@ -106,6 +110,15 @@ class Supervisor:
                 )
             time.sleep(0.1)
         return True
+
+    def end_leftovers(self) -> int:
+        """End what a supervisor that was killed has left running; how many processes."""
+        pid = self._pid()
+        if pid is None or not self._boot.exists():
+            return 0
+        if self._boot.read_text() != leftovers.boot_id():
+            return 0
+        return leftovers.end(pid, self._var)
 
     def is_running(self) -> bool:
         """Whether a supervisor answers."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from node import log
-from node.errors import DeliveryRefused, NodeError, NotYetProven
-from node.jobs import Done, Explained, Job, NotYet, unsuitable
-from node.pipeline.outbound import Outgoing, outbound_record, outgoing
+from node.errors import NotYetProven
+from node.jobs import Done, Explained, Job, NotYet, Redirect, StepName, unsuitable
+from node.pipeline.delivery import (
+    DeliveryState,
+    Progress,
+    delivery_facts,
+    next_look_s,
+    not_delivered,
+)
+from node.pipeline.outbound import unseal
+from node.pipeline.proof import Prover
 from node.pipeline.working_data import purge
-from node.ports import Artifacts, Pacs, SealedRecords, StorageCommitment
-
-#: How long one try waits for a report that is usually there within a second.
-_PATIENCE_S = 3.0
-#: After so many tries without a report, a query has to do.
-_TRIES_BEFORE_QUERY = 3
+from node.ports import Artifacts, SealedRecords
 
 
 def confirm(
@@ -24,97 +28,47 @@ def confirm(
     *,
     vault: SealedRecords,
     artifacts: Artifacts,
-    destinations: Mapping[str, Pacs],
-    commitment: StorageCommitment,
-    commits: frozenset[str],
-    study_instance_uid: Callable[[Job], str],
-) -> Done | NotYet | Explained:
-    """Ask each destination for proof: storage commitment (PS3.4 J), or else a query.
+    prover: Prover,
+    note: Callable[[Job, Mapping[str, Any]], bool],
+    paused: Callable[[], frozenset[str]] = frozenset,
+    clock: Callable[[], float] = time.time,
+) -> Done | NotYet | Redirect | Explained:
+    """Ask each destination for proof: storage commitment (PS3.4 Annex J), or else a query.
 
-    Parameters
-    ----------
-    commits
-        Destinations that are asked for storage commitment.
-    study_instance_uid
-        The original study of a job, from the vault: queries need it.
+    A report that is awaited, for days if need be, uses up no attempts. What a destination does not
+    keep is sent again: the job goes back to ``deliver``.
 
     Facts
     -----
-    ``proofs``: destination → ``{"by": "storage commitment" | "query"}``.
-    ``transactions``: destination → id of the storage commitment transaction asked for.
+    ``delivery``: :mod:`node.pipeline.delivery`.
 
     Raises
     ------
-    DeliveryRefused
-        A destination reports that it does not keep what it accepted.
+    NotDelivered
+        All that can be proven is, and a destination does not keep the results.
     """
-    proofs: dict[str, Any] = dict(job.facts.get("proofs", {}))
-    transactions: dict[str, str] = dict(job.facts.get("transactions", {}))
-    names = list(job.facts["deliveries"])
-    for name in names:
-        if name in proofs:
-            continue
-        objects = outgoing(job, name)
-        if name in commits and _committed(name, objects, transactions, commitment):
-            proofs[name] = {"by": "storage commitment"}
-            continue
-        no_report = name not in transactions or job.attempt > _TRIES_BEFORE_QUERY
-        if no_report and _found(destinations[name], study_instance_uid(job), objects):
-            proofs[name] = {"by": "query"}
-    facts = {"proofs": proofs, "transactions": transactions}
-    missing = [name for name in names if name not in proofs]
+    progress = Progress(job, note)
+
+    def prove(name: str) -> None:
+        keep = partial(progress.__setitem__, name)
+        if progress[name].state is DeliveryState.ACCEPTED:
+            keep(prover.prove(job, name, progress[name], keep))
+
+    progress.advance(progress.due(clock(), paused()), prove)
+    deliveries = progress.all
+    facts = delivery_facts(deliveries)
+    missing = [one for one in deliveries.values() if not one.over]
+    if any(one.state is DeliveryState.WAITING for one in missing):
+        return Redirect(StepName.DELIVER, facts, "A destination does not keep what it accepted")
     if missing:
-        reason = NotYetProven(f"{', '.join(missing)} accepted the results and has not proven it")
-        return NotYet(reason, facts)
-    for name, proof in proofs.items():
-        log.get().info("confirmed", job_id=job.id, destination=name, outcome=proof["by"])
-    _purge(job, vault, artifacts)
+        causes = dict.fromkeys(one.cause for one in missing)
+        reason = NotYetProven("; ".join(causes), remedy=missing[0].remedy or None)
+        return NotYet(reason, facts, next_look_s(missing, clock()))
+    if any(one.state is not DeliveryState.CONFIRMED for one in deliveries.values()):
+        raise not_delivered(deliveries)
+    with suppress(OSError):  # proven is proven; what stays here is purged by the sweeper
+        unseal(job, vault)
+        purge(job.id, artifacts)
     if why := unsuitable(job):
-        return Explained(why, tuple(names))
+        return Explained(why, tuple(deliveries))
     return Done(facts)
-
-
-def _committed(
-    name: str,
-    objects: Sequence[Outgoing],
-    transactions: dict[str, str],
-    commitment: StorageCommitment,
-) -> bool:
-    if name not in transactions:
-        pairs = [(one.sop_class_uid, one.sop_instance_uid) for one in objects]
-        try:
-            transactions[name] = commitment.request_commitment(name, pairs)
-        except NodeError as error:  # it offers none: the query has to do
-            log.get().info("no storage commitment", destination=name, error=type(error).__name__)
-            return False
-    deadline = time.monotonic() + _PATIENCE_S
-    report = commitment.commitment(transactions[name])
-    while report.status == "pending" and time.monotonic() < deadline:
-        time.sleep(0.1)
-        report = commitment.commitment(transactions[name])
-    if report.status == "failure":
-        raise DeliveryRefused(
-            f"{name} reports that it does not keep {len(report.failed_sop_instance_uids)} "
-            f"of {len(objects)} objects that it accepted",
-            remedy=f"Look into the storage of {name}, then retry the job: it sends them again.",
-        )
-    if report.status == "lost":  # Orthanc restarted: ask again next time
-        del transactions[name]
-    return report.status == "success"
-
-
-def _found(destination: Pacs, study_instance_uid: str, objects: Sequence[Outgoing]) -> bool:
-    wanted: dict[str, set[str]] = {}
-    for one in objects:
-        wanted.setdefault(one.series_instance_uid, set()).add(one.sop_instance_uid)
-    return all(
-        uids <= destination.find_instances(study_instance_uid, series)
-        for series, uids in wanted.items()
-    )
-
-
-def _purge(job: Job, vault: SealedRecords, artifacts: Artifacts) -> None:
-    """Free the working data; the picture stays for the console, the crosswalk for later objects."""
-    for one in outgoing(job):
-        vault.delete(job.facts["study"], outbound_record(job, one.name))
-    purge(job.id, artifacts)

@@ -2,91 +2,187 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from node import log
-from node.errors import DeliveryRefused, Unavailable
+from node.errors import DeliveryRefused, PacsUnavailable, Unavailable
 from node.jobs import Done, Job, NotYet, Redirect, StepName
 from node.kinds import ResultKind
+from node.pipeline.delivery import (
+    Deliveries,
+    Delivery,
+    DeliveryState,
+    Progress,
+    delivery_facts,
+    next_look_s,
+    not_delivered,
+)
 from node.pipeline.identity_errors import as_node_errors
 from node.pipeline.outbound import Outgoing, outbound_record, outgoing
-from node.ports import Pacs, SealedRecords, StoreStatus
+from node.pipeline.proof import Prover
+from node.ports import Answer, Pacs, SealedRecords, StoreStatus
 
 #: How many objects are decrypted and sent at once: pictures of a long series would fill the memory.
 _BATCH = 50
+#: A destination that answers "processing failure" to the same object for an hour means no.
+_TRIES_OF_A_FAILURE = 12
+
+_NO_PEER = "Give the peer its old name in segnode.toml, or cancel the job and process it again."
 
 
 def deliver(
-    job: Job, *, vault: SealedRecords, destinations: Mapping[str, Pacs]
+    job: Job,
+    *,
+    vault: SealedRecords,
+    destinations: Mapping[str, Pacs],
+    prover: Prover,
+    note: Callable[[Job, Mapping[str, Any]], bool],
+    paused: Callable[[], frozenset[str]] = frozenset,
+    clock: Callable[[], float] = time.time,
 ) -> Done | NotYet | Redirect:
-    """Send each destination its kinds of result, unless it has accepted them already.
+    """Send each destination its kinds of result, and of those only what it has not taken yet.
 
-    Destinations are independent: one that is down keeps only its own delivery waiting. One that
-    refuses the Segmentation gets Secondary Captures instead: the job goes back to ``encode``.
+    Destinations are independent: they are sent to at the same time, each waits and is given up for
+    itself, and where there are several each is asked for its proof as soon as it has taken all. One
+    that refuses the Segmentation gets Secondary Captures: the job goes back to ``encode``.
+
+    Parameters
+    ----------
+    note
+        Keeps the fact in the ledger while the step runs, so that a killed worker costs one batch.
+    paused
+        Destinations that a person has paused.
 
     Facts
     -----
-    ``accepted``: names of the destinations that have accepted all that they get.
-    ``fallback``: destination → how it refused the Segmentation.
+    ``delivery``: :mod:`node.pipeline.delivery`.
 
     Raises
     ------
-    DeliveryRefused
-        A destination answered with a status that a retry cannot change (PS3.4 B.2.3).
+    NotDelivered
+        Every destination has refused the results, or was given up.
     IdentityUnsafe, Rejected
         The vault does not open, or the study's key was destroyed.
     """
-    accepted = list(job.facts.get("accepted", ()))
-    fallback = dict(job.facts.get("fallback", {}))
-    down: Unavailable | None = None
-    for name in job.facts["deliveries"]:
-        if name in accepted:
-            continue
-        objects = outgoing(job, name)
-        try:
-            refused = _send(job, objects, vault, destinations[name])
-        except Unavailable as error:
-            down = error
-            continue
-        if refused is None:
-            accepted.append(name)
-            log.get().info("accepted", job_id=job.id, destination=name, instances=len(objects))
-        elif refused[0] is ResultKind.SEG:
-            fallback[name] = refused[1]
-            log.get().warning("falls back to captures", job_id=job.id, destination=name)
-        else:
-            raise DeliveryRefused(
-                f"{name} refused the {refused[0]}: {refused[1]}",
-                remedy=f"Run `segnode pacs check {name}`, correct the destination, "
-                "then retry the job.",
-            )
-    facts = {"accepted": accepted, "fallback": fallback}
-    if fallback != job.facts.get("fallback", {}):
-        for one in outgoing(job):  # made anew, and perhaps not all of them
-            vault.delete(job.facts["study"], outbound_record(job, one.name))
-        return Redirect(StepName.ENCODE, facts)
-    return NotYet(down, facts) if down else Done(facts)
+    progress = Progress(job, note)
+    several = len(job.facts["plan"]) > 1
+
+    def go_on(name: str) -> None:
+        keep = partial(progress.__setitem__, name)
+        if progress[name].state is DeliveryState.WAITING:
+            if name in destinations:
+                keep(_sent(job, name, progress[name], vault, destinations[name], keep, clock))
+            else:
+                keep(progress[name].refuse(f"There is no peer {name} any more", _NO_PEER))
+        if several and progress[name].state is DeliveryState.ACCEPTED:
+            keep(prover.prove(job, name, progress[name], keep))
+
+    if not _plan_is_old(job, progress.all):
+        progress.advance(progress.due(clock(), paused()), go_on)
+    deliveries = progress.all
+    if _plan_is_old(job, deliveries):
+        return _encode_anew(deliveries)
+    waiting = [one for one in deliveries.values() if _waits(one)]
+    if waiting:
+        causes = dict.fromkeys(one.cause for one in waiting)
+        reason = PacsUnavailable("; ".join(causes), remedy=waiting[0].remedy or None)
+        open_ones = [one for one in deliveries.values() if not one.over]
+        return NotYet(reason, delivery_facts(deliveries), next_look_s(open_ones, clock()))
+    if not any(one.accepted_at for one in deliveries.values()):
+        raise not_delivered(deliveries)
+    return Done(delivery_facts(deliveries))
 
 
-def _send(
-    job: Job, objects: Sequence[Outgoing], vault: SealedRecords, destination: Pacs
-) -> tuple[ResultKind, str] | None:
-    """Send in order, kind by kind; the first kind that was refused, and how, or None."""
-    for batch in _batches(objects):
+def _sent(
+    job: Job,
+    name: str,
+    delivery: Delivery,
+    vault: SealedRecords,
+    destination: Pacs,
+    keep: Callable[[Delivery], object],
+    clock: Callable[[], float],
+) -> Delivery:
+    """The delivery after one try to send what the destination has not taken yet."""
+    objects = outgoing(job, name)
+    accepted, failed = dict(delivery.accepted), dict[str, str]()
+    refused: list[tuple[Outgoing, StoreStatus]] = []
+    later: list[StoreStatus] = []
+    for batch in _batches([one for one in objects if one.name not in accepted]):
         with as_node_errors():
             data = [vault.open(job.facts["study"], outbound_record(job, one.name)) for one in batch]
-        for one, status in zip(batch, destination.store(data), strict=True):
-            if not status.accepted:
-                return one.kind, _in_words(status)
-    return None
+        try:
+            statuses = destination.store(data)
+        except Unavailable as error:
+            return delivery.wait(error, clock())
+        except DeliveryRefused as error:
+            return delivery.refuse(str(error), error.remedy)
+        for one, status in zip(batch, statuses, strict=True):
+            if status.accepted:
+                accepted[one.name] = "" if status.answer is Answer.ACCEPTED else status.said
+            else:
+                failed[one.name] = status.said
+                if _means_no(status, delivery):
+                    refused.append((one, status))
+                else:
+                    later.append(status)
+        if len(accepted) > len(delivery.accepted):
+            delivery = replace(delivery, tries=0, since=None)
+        delivery = replace(delivery, accepted=accepted, failed=failed)
+        keep(delivery)
+        if refused and refused[0][0].kind.is_segmentation:
+            log.get().warning("falls back to captures", job_id=job.id, destination=name)
+            return Delivery(fallback=refused[0][1].said)
+        if later:
+            break
+    if later:
+        what = f"{name} has taken {len(accepted)} of {len(objects)} objects: {later[0].said}"
+        return delivery.wait(PacsUnavailable(what), clock())
+    if refused:
+        one, status = refused[0]
+        return delivery.refuse(
+            f"{name} refused {len(refused)} of {len(objects)} objects, first the {one.kind}: "
+            f"{status.said}",
+            f"See `segnode pacs check {name}` and its log, and correct the destination.",
+        )
+    log.get().info("accepted", job_id=job.id, destination=name, instances=len(objects))
+    return delivery.accept(clock())
+
+
+def _means_no(status: StoreStatus, delivery: Delivery) -> bool:
+    """A refusal, or a failure of this object alone that does not pass."""
+    fails = status.answer is Answer.TRY_AGAIN and status.status is not None
+    return status.answer is Answer.REFUSED or (fails and delivery.tries + 1 >= _TRIES_OF_A_FAILURE)
 
 
 def _batches(objects: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
+    """Kind by kind: a refused Segmentation is known before anything that refers to it is sent."""
     for kind in ResultKind:
         of_kind = [one for one in objects if one.kind is kind]
         for start in range(0, len(of_kind), _BATCH):
             yield of_kind[start : start + _BATCH]
 
 
-def _in_words(status: StoreStatus) -> str:
-    return f"status 0x{status.status:04X}, {status.meaning}"
+def _waits(delivery: Delivery) -> bool:
+    return delivery.state is DeliveryState.WAITING and not delivery.over
+
+
+def _plan_is_old(job: Job, deliveries: Deliveries) -> bool:
+    """A destination that has refused the Segmentation is still to get it."""
+    plan = job.facts["plan"]
+    return any(
+        deliveries[name].fallback and any(ResultKind(kind).is_segmentation for kind in plan[name])
+        for name in plan
+    )
+
+
+def _encode_anew(deliveries: Deliveries) -> Redirect:
+    # Objects are numbered anew too: who has not taken all of his gets all.
+    begun = {
+        name: replace(one, accepted={}, failed={}) if _waits(one) else one
+        for name, one in deliveries.items()
+    }
+    return Redirect(StepName.ENCODE, delivery_facts(begun))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,11 +15,21 @@ from importlib.metadata import version
 import numpy as np
 from pydicom import Dataset, dcmread
 
+from node.errors import ModelFault
 from node.imaging.views import choose_radiograph
 from node.jobs import Done, Job, Reason, unsuitable
 from node.kinds import ResultKind
 from node.manifest import ModelManifest, RadiographManifest
-from node.pipeline.outbound import Profile, Result, facts_of, object_name, plan_for, to_make
+from node.pipeline.outbound import (
+    Outgoing,
+    Profile,
+    Result,
+    facts_of,
+    object_name,
+    plan_for,
+    to_make,
+)
+from node.pipeline.replaced import replaced_by, replacement_facts
 from node.pipeline.working_data import (
     LABEL_MAP_FILE,
     MEASUREMENTS_FILE,
@@ -33,6 +43,7 @@ from node.ports import Artifacts, BundleWriter
 from node.results.explanation import EXPLAINING, explaining_kind, explanation
 from node.results.measurements import from_json
 from node.results.objects import Found, Origin, possible_kinds
+from node.results.rejection import Replaced, rejection
 
 
 def encode(
@@ -42,11 +53,13 @@ def encode(
     models: Mapping[str, ModelManifest],
     profiles: Mapping[str, Profile],
     senders: Mapping[str, str],
+    jobs_of_series: Callable[[Job], Iterable[Job]] = lambda _: (),
 ) -> Done:
     """Write a bundle of results, all kinds that a destination takes, and ``overlay.png``.
 
     The job's key decides the UIDs and its creation the dates, so a second run writes the same
-    bytes. A job without a result gets the document that says why instead.
+    bytes. A job without a result gets the document that says why instead. Where a result replaces
+    an earlier one, a destination that takes rejection notes is told so.
 
     Parameters
     ----------
@@ -54,11 +67,15 @@ def encode(
         Destination → what it takes.
     senders
         AE title → name, of every peer that can take results.
+    jobs_of_series
+        All jobs of the job's series, of which some may have delivered earlier results.
 
     Facts
     -----
-    ``results``, ``deliveries``: :func:`node.pipeline.outbound.facts_of`.
+    ``results``, ``plan``, ``delivery``: :func:`node.pipeline.outbound.facts_of`.
+    ``replaces``: :func:`node.pipeline.replaced.replacement_facts`.
     ``results_digest``: the bundle of results.
+    ``remarks``: what may keep a viewer from showing them.
     ``left_out``: what else a series of radiographs holds, and why it was not segmented.
 
     Raises
@@ -66,10 +83,12 @@ def encode(
     DamagedArtifact
         Instances, label map or measurements are not what earlier steps have written.
     DeliveryRefused
-        A destination is no peer, or takes nothing that can be made of these images.
+        No destination is a peer that takes something that can be made of these images.
     EmptyResult, ModelFault, GeometryError, Rejected, Quarantined
         :meth:`node.results.objects.Found.encoded`.
     """
+    if job.model not in models:
+        raise ModelFault(f"The model {job.model} is no longer installed")
     manifest = models[job.model]
     origin = Origin(
         job_key=job.facts[RESULT_KEY],
@@ -80,16 +99,43 @@ def encode(
     instances = [dcmread(io.BytesIO(stream)) for stream in instances_of(job, artifacts).contents()]
     if reason := unsuitable(job):
         return _explain(job, reason, instances, origin, artifacts, profiles, senders)
-    plan = plan_for(job, profiles, senders, possible_kinds(manifest))
+    columns = int(instances[0].Columns)
+    settled = {name: profile.of_columns(columns) for name, profile in profiles.items()}
+    plan, nothing = plan_for(job, settled, senders, possible_kinds(manifest))
+    notes = {
+        name: objects
+        for name, objects in replaced_by(job, jobs_of_series(job)).items()
+        if name in plan and ResultKind.REJECTION in profiles[name].kinds
+    }
     found = _found(job, instances, origin, artifacts)
     with artifacts.writing(results_folder(job.id)) as bundle:
         results = [
             _stored(kind, found.encoded(kind, every), bundle)
             for kind, every in to_make(plan).items()
         ]
+        results += [
+            _stored(ResultKind.REJECTION, [_note(objects, name, instances, origin)], bundle, name)
+            for name, objects in notes.items()
+        ]
     artifacts.put(f"{job.id}/overlay.png", found.picture_png)
-    facts = {**facts_of(plan, results), RESULTS: bundle.digest}
-    return Done({**facts, **_left_out(manifest, instances)})
+    plan = {
+        name: {**kinds, ResultKind.REJECTION: 1} if name in notes else kinds
+        for name, kinds in plan.items()
+    }
+    facts = {**facts_of(job, plan, nothing, results), RESULTS: bundle.digest}
+    if remarks := found.remarks([result.kind for result in results]):
+        facts["remarks"] = remarks
+    return Done({**facts, **replacement_facts(notes), **_left_out(manifest, instances)})
+
+
+def _note(
+    objects: Sequence[Outgoing], destination: str, instances: Sequence[Dataset], origin: Origin
+) -> Dataset:
+    replaced = [
+        Replaced(one.sop_class_uid, one.series_instance_uid, one.sop_instance_uid)
+        for one in objects
+    ]
+    return rejection(replaced, destination, instances, origin)
 
 
 def _local_time(timestamp: float) -> datetime:
@@ -108,13 +154,13 @@ def _explain(
 ) -> Done:
     """The page that says why, as each destination can show it."""
     wanted = {name: Profile((explaining_kind(takes.kinds),)) for name, takes in profiles.items()}
-    plan = plan_for(job, wanted, senders, EXPLAINING)
+    plan, nothing = plan_for(job, wanted, senders, EXPLAINING)
     with artifacts.writing(results_folder(job.id)) as bundle:
         results = [
             _stored(kind, [explanation(kind, asdict(reason), instances, origin)], bundle)
             for kind in to_make(plan)
         ]
-    return Done({**facts_of(plan, results), RESULTS: bundle.digest})
+    return Done({**facts_of(job, plan, nothing, results), RESULTS: bundle.digest})
 
 
 def _found(job: Job, instances: Sequence[Dataset], origin: Origin, artifacts: Artifacts) -> Found:
@@ -130,14 +176,16 @@ def _found(job: Job, instances: Sequence[Dataset], origin: Origin, artifacts: Ar
     )
 
 
-def _stored(kind: ResultKind, objects: Iterable[Dataset], bundle: BundleWriter) -> Result:
+def _stored(
+    kind: ResultKind, objects: Iterable[Dataset], bundle: BundleWriter, destination: str = ""
+) -> Result:
     """Write the objects of one kind, one after the other; what to know of them later."""
     uids, series = [], ""
     for number, made in enumerate(objects, start=1):
-        bundle.add(f"{object_name(kind, number)}.dcm", _part10(made))
+        bundle.add(f"{object_name(kind, number, destination)}.dcm", _part10(made))
         uids.append(str(made.SOPInstanceUID))
         series = str(made.SeriesInstanceUID)
-    return Result(kind, str(kind.sop_class_uid), series, tuple(uids))
+    return Result(kind, str(kind.sop_class_uid), series, tuple(uids), destination)
 
 
 def _left_out(manifest: ModelManifest, instances: Sequence[Dataset]) -> Mapping[str, list[str]]:

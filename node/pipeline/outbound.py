@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from node.errors import DeliveryRefused
 from node.jobs import Job
 from node.kinds import ResultKind
+from node.pipeline.delivery import Delivery, delivery_facts, read_deliveries, refused_by_plan
+from node.ports import SealedRecords
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a destination takes; of Secondary Captures every nth."""
+    """What a destination takes; of Secondary Captures every nth.
+
+    ``segmentation_type``: the Segmentation is ``binary``, or a ``labelmap``, or with ``auto`` a
+    label map only where the frames of a binary one would not begin at whole bytes.
+    """
 
     kinds: tuple[ResultKind, ...] = (ResultKind.SEG,)
     capture_every: int = 1
+    segmentation_type: Literal["binary", "labelmap", "auto"] = "binary"
+
+    def of_columns(self, columns: int) -> Profile:
+        """Its kinds for images so many columns wide."""
+        if self.segmentation_type == "labelmap" or (
+            self.segmentation_type == "auto" and columns % 8
+        ):
+            return replace(self, kinds=tuple(kind.as_labelmap() for kind in self.kinds))
+        return self
 
 
 #: Destination → kind → every nth instance of it goes there.
@@ -26,12 +41,16 @@ Plan = Mapping[str, Mapping[ResultKind, int]]
 
 @dataclass(frozen=True)
 class Result:
-    """The objects of one kind: one series. Its UIDs are made here, so they identify nobody."""
+    """The objects of one kind: one series. Its UIDs are made here, so they identify nobody.
+
+    ``destination``: who alone gets it; empty for what everybody can get.
+    """
 
     kind: ResultKind
     sop_class_uid: str
     series_instance_uid: str
     sop_instance_uids: tuple[str, ...]
+    destination: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,11 +69,11 @@ def plan_for(
     profiles: Mapping[str, Profile],
     senders: Mapping[str, str],
     possible: Collection[ResultKind],
-) -> Plan:
-    """Which kinds each of the job's destinations gets.
+) -> tuple[Plan, dict[str, DeliveryRefused]]:
+    """Which kinds each of the job's destinations gets, and who can get nothing.
 
-    A destination that has refused the Segmentation (fact ``fallback``) gets Secondary Captures
-    instead of it, and nothing that refers to it.
+    A destination that has refused the Segmentation gets Secondary Captures instead of it, and
+    nothing that refers to it.
 
     Parameters
     ----------
@@ -66,25 +85,47 @@ def plan_for(
     Raises
     ------
     DeliveryRefused
-        A destination takes none of the possible kinds, or is no peer.
+        No destination can get anything: it takes none of the possible kinds, or is no peer.
     """
-    plan = {}
-    for name in destinations_of(job, senders):
-        profile = profiles[name]
-        wanted: Collection[ResultKind] = profile.kinds
-        if name in job.facts.get("fallback", {}):
-            wanted = {*wanted, ResultKind.CAPTURE} - {ResultKind.SEG, ResultKind.SR}
-        kinds = [kind for kind in ResultKind if kind in wanted and kind in possible]
-        if not kinds:
-            raise DeliveryRefused(
-                f"{name} takes {', '.join(profile.kinds)}: nothing of that can be made of "
-                "images without a place in the patient",
-                remedy=f"Add one of {', '.join(possible)} to `results` of peer {name}.",
-            )
-        plan[name] = {
-            kind: profile.capture_every if kind is ResultKind.CAPTURE else 1 for kind in kinds
-        }
-    return plan
+    deliveries = read_deliveries(job)
+    plan: dict[str, dict[ResultKind, int]] = {}
+    nothing: dict[str, DeliveryRefused] = {}
+    for destination in job.destinations:
+        try:
+            name = _peer_of(job, destination, senders)
+            instead = name in deliveries and bool(deliveries[name].fallback)
+            plan[name] = _kinds_for(name, profiles, possible, instead=instead)
+        except DeliveryRefused as error:
+            nothing[destination] = error
+    if not plan:
+        raise next(iter(nothing.values()))
+    return plan, nothing
+
+
+def _kinds_for(
+    name: str,
+    profiles: Mapping[str, Profile],
+    possible: Collection[ResultKind],
+    *,
+    instead: bool,
+) -> dict[ResultKind, int]:
+    if name not in profiles:
+        raise DeliveryRefused(
+            f"There is no peer {name}",
+            remedy="Give the peer that name in segnode.toml, then retry the job.",
+        )
+    profile = profiles[name]
+    wanted: Collection[ResultKind] = profile.kinds
+    if instead:
+        wanted = {k for k in wanted if not k.wants_segmentation} | {ResultKind.CAPTURE}
+    kinds = [kind for kind in ResultKind if kind in wanted and kind in possible]
+    if not kinds:
+        raise DeliveryRefused(
+            f"{name} takes {', '.join(profile.kinds)}: nothing of that is made by this model of "
+            "these images",
+            remedy=f"Add one of {', '.join(possible)} to `results` of peer {name}.",
+        )
+    return {kind: profile.capture_every if kind is ResultKind.CAPTURE else 1 for kind in kinds}
 
 
 def to_make(plan: Plan) -> Mapping[ResultKind, int]:
@@ -97,15 +138,25 @@ def to_make(plan: Plan) -> Mapping[ResultKind, int]:
     }
 
 
-def facts_of(plan: Plan, results: Sequence[Result]) -> dict[str, Any]:
-    """``results``: what was made. ``deliveries``: what of it each destination gets."""
+def facts_of(
+    job: Job, plan: Plan, nothing: Mapping[str, DeliveryRefused], results: Sequence[Result]
+) -> dict[str, Any]:
+    """What is known of the job's results from ``encode`` on.
+
+    ``results``: what was made. ``plan``: what of it each destination gets (kind → every nth).
+    ``delivery``: how far each is; who can get nothing has been refused from the beginning.
+    """
     made = to_make(plan)
+    known = read_deliveries(job)
+    deliveries = {name: known.get(name, Delivery()) for name in plan}
+    deliveries |= {name: refused_by_plan(error) for name, error in nothing.items()}
     return {
         "results": [asdict(result) for result in results],
-        "deliveries": {
+        "plan": {
             name: {str(kind): every // made[kind] for kind, every in wanted.items()}
             for name, wanted in plan.items()
         },
+        **delivery_facts(deliveries),
     }
 
 
@@ -116,7 +167,7 @@ def outgoing(job: Job, destination: str | None = None) -> list[Outgoing]:
         kind = ResultKind(result.kind)
         instances = [
             Outgoing(
-                object_name(kind, number),
+                object_name(kind, number, result.destination),
                 kind,
                 result.sop_class_uid,
                 result.series_instance_uid,
@@ -126,14 +177,17 @@ def outgoing(job: Job, destination: str | None = None) -> list[Outgoing]:
         ]
         if destination is None:
             found += instances
-        elif every := job.facts["deliveries"][destination].get(kind):
-            found += instances[::every]
+        elif result.destination in ("", destination):
+            every = job.facts["plan"][destination].get(kind)
+            found += instances[::every] if every else []
     return found
 
 
-def object_name(kind: ResultKind, number: int) -> str:
+def object_name(kind: ResultKind, number: int, destination: str = "") -> str:
     """What the file and the record of a job's object are called."""
-    return f"{kind}-{number:04}" if kind is ResultKind.CAPTURE else str(kind)
+    if destination:
+        return f"{kind}-{destination}"
+    return f"{kind}-{number:04}" if kind is ResultKind.CAPTURE or number > 1 else str(kind)
 
 
 def outbound_record(job: Job, name: str) -> str:
@@ -141,25 +195,29 @@ def outbound_record(job: Job, name: str) -> str:
     return f"outbound-{job.id}-{name}"
 
 
-def destinations_of(job: Job, senders: Mapping[str, str]) -> list[str]:
-    """Names of the peers that the results go to; ``sender`` becomes the peer that sent the study.
+def unseal(job: Job, vault: SealedRecords) -> None:
+    """Remove the re-identified objects, also of kinds that a destination refused."""
+    study = job.facts["study"]
+    for record in vault.names(study):
+        if record.startswith(outbound_record(job, "")):
+            vault.delete(study, record)
+
+
+def _peer_of(job: Job, destination: str, senders: Mapping[str, str]) -> str:
+    """The name of the peer; ``sender`` becomes the peer that sent the study.
 
     Raises
     ------
     DeliveryRefused
         The results go to the sender, and the sender is no peer that can take them.
     """
-    names = []
-    for destination in job.destinations:
-        if destination != "sender":
-            names.append(destination)
-            continue
-        ae_title = job.facts.get("sender", "")
-        if ae_title not in senders:
-            raise DeliveryRefused(
-                "The results go back to the sender, and the study came "
-                + (f"from AE title {ae_title}, which is no peer" if ae_title else "over HTTP"),
-                remedy="Name the destinations in the rule, or add the sender to [[dicom_peers]].",
-            )
-        names.append(senders[ae_title])
-    return list(dict.fromkeys(names))
+    if destination != "sender":
+        return destination
+    ae_title = job.facts.get("sender", "")
+    if ae_title in senders:
+        return senders[ae_title]
+    raise DeliveryRefused(
+        "The results go back to the sender, and the study came "
+        + (f"from AE title {ae_title}, which is no peer" if ae_title else "over HTTP"),
+        remedy="Name the destinations in the rule, or add the sender to [[dicom_peers]].",
+    )

@@ -41,13 +41,16 @@ class Patience:
     clock: Callable[[], float] = time.time
 
 
+_USUAL = Patience()
+
+
 def receive(
     job: Job,
     *,
     instances: Instances,
-    source_of: Callable[[str], Source | None],
-    need: Callable[[Job, Sequence[Dataset]], Need],
-    patience: Patience,
+    source_of: Callable[[str], Source | None] = lambda _: None,
+    need: Callable[[Job, Sequence[Dataset]], Need] = lambda *_: Need.NOTHING,
+    patience: Patience = _USUAL,
 ) -> Done | NotYet:
     """Note who sent the series and how complete it is; stop what is not ours or cannot be read.
 
@@ -55,8 +58,10 @@ def receive(
     ----------
     source_of
         AE title of the sender ("" for HTTP) → who can be asked how much of the series there is.
+        By default nobody.
     need
-        Job and headers of its series → what a gap means to the models that want it.
+        Job and headers of its series → what a gap means to the models that want it. By default
+        nothing: a folder that a person has chosen holds what it holds.
 
     Facts
     -----

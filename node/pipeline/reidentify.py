@@ -6,8 +6,10 @@ from anonymizer.crosswalk import Crosswalk
 from anonymizer.reidentify import check_released, reidentify_object
 from anonymizer.sealed_crosswalk import Sealed, open_crosswalk
 from node.jobs import Done, Job
+from node.kinds import ResultKind
 from node.pipeline.identity_errors import as_node_errors
 from node.pipeline.outbound import outbound_record, outgoing
+from node.pipeline.replaced import replaced_uids
 from node.pipeline.working_data import results_of
 from node.ports import Artifacts, SealedRecords
 
@@ -36,7 +38,8 @@ def reidentify(job: Job, *, artifacts: Artifacts, vault: SealedRecords) -> Done:
         for one in objects:
             pseudonymous = results.get(f"{one.name}.dcm")
             released = reidentify_object(pseudonymous, crosswalk)
-            check_released(released, crosswalk, **siblings)
+            about = replaced_uids(job) if one.kind is ResultKind.REJECTION else frozenset()
+            check_released(released, crosswalk, **siblings, rejected=about)
             vault.seal(job.facts["study"], outbound_record(job, one.name), released)
     return Done()
 

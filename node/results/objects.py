@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from node.errors import EmptyResult
 from node.imaging.radiograph import as_displayed, normalised, radiograph_from
 from node.imaging.volume import volume_from_series
 from node.kinds import ResultKind, cut
@@ -20,9 +21,10 @@ from node.results.measurements import Measurements, SegmentMeasurements
 from node.results.overlay import montage_png
 from node.results.pdf import encode_pdf
 from node.results.radiograph_picture import radiograph_png
+from node.results.remarks import remarks
 from node.results.rtstruct import encode_rtstruct
-from node.results.seg import Algorithm, encode_seg
-from node.results.sr import encode_sr
+from node.results.seg import Algorithm, encode_labelmap, encode_seg
+from node.results.sr import SegmentPlace, encode_sr
 from node.results.text_sr import encode_text_sr
 from node.results.uids import ResultIdentity
 from node.sdk import Radiograph, Volume
@@ -33,12 +35,19 @@ _SHADES = (0.0, 1000.0)
 _NUMBERS_OF_A_SERIES = 10_000
 _LARGEST_SERIES_NUMBER = 200_000
 #: TID 1500 and RT Structure Sets want a place in the patient.
-_OF_RADIOGRAPHS = (ResultKind.SEG, ResultKind.TEXT_SR, ResultKind.PDF, ResultKind.CAPTURE)
+_WANT_A_PLACE = (ResultKind.SR, ResultKind.RTSTRUCT)
 
 
 def possible_kinds(manifest: ModelManifest) -> tuple[ResultKind, ...]:
-    """What can be made of a model's results."""
-    return _OF_RADIOGRAPHS if isinstance(manifest, RadiographManifest) else tuple(ResultKind)
+    """What can be made of a model's results: what its author gives, of these images."""
+    given = [
+        kind
+        for kind in manifest.results.kinds
+        if not (isinstance(manifest, RadiographManifest) and kind in _WANT_A_PLACE)
+    ]
+    return tuple(
+        kind for kind in ResultKind if kind in given or kind in {k.as_labelmap() for k in given}
+    )
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,10 @@ class Origin:
         )
 
 
+#: Numbers of segments, and the Segmentation that holds them as 1, 2, 3 ...
+Grouped = list[tuple[tuple[int, ...], Dataset]]
+
+
 @dataclass(frozen=True)
 class Found:
     """What a model found in one series, and all that its objects are made of.
@@ -111,11 +124,11 @@ class Found:
         numbered, segments = self.origin.manifest.settled(self.labels)
         by = (self.sources, segments, self.origin.algorithm, self._identity(kind))
         match kind:
-            case ResultKind.SEG:
-                yield self.seg
-            case ResultKind.SR:
+            case ResultKind.SEG | ResultKind.LABELMAP:
+                yield from (segmentation for _, segmentation in self._segmentations(kind))
+            case ResultKind.SR | ResultKind.LABELMAP_SR:
                 volumes = [m for m in self.measurements if isinstance(m, SegmentMeasurements)]
-                yield encode_sr(volumes, self.seg, *by)
+                yield encode_sr(volumes, self._places(kind), *by)
             case ResultKind.TEXT_SR:
                 yield encode_text_sr(self.measurements, *by)
             case ResultKind.PDF:
@@ -131,17 +144,65 @@ class Found:
                     measurements=self.measurements,
                     window=window,
                     every=every,
+                    all_slices=self.origin.manifest.results.captures == "all",
                 )
 
     def _identity(self, kind: ResultKind) -> ResultIdentity:
         return self.origin.identity(kind, self.sources[0])
 
+    def remarks(self, kinds: Collection[ResultKind]) -> list[str]:
+        """What may keep a viewer from showing the Segmentations among these kinds."""
+        return [
+            remark
+            for kind in kinds
+            if kind.is_segmentation
+            for remark in remarks(kind, [made for _, made in self._segmentations(kind)])
+        ]
+
+    def _places(self, report: ResultKind) -> Mapping[int, SegmentPlace]:
+        """Where a report finds each segment: its number in its group's Segmentation."""
+        kind = ResultKind.SEG if report is ResultKind.SR else ResultKind.LABELMAP
+        return {
+            number: SegmentPlace(segmentation, place)
+            for group, segmentation in self._segmentations(kind)
+            for place, number in enumerate(group, start=1)
+        }
+
+    def _segmentations(self, kind: ResultKind) -> Grouped:
+        return self._binary if kind is ResultKind.SEG else self._labelmap
+
     @cached_property
-    def seg(self) -> Dataset:
-        """The Segmentation, which the SR refers to."""
-        numbered, segments = self.origin.manifest.settled(self.labels)
-        identity = self._identity(ResultKind.SEG)
-        return encode_seg(numbered, self.sources, segments, self.origin.algorithm, identity)
+    def _binary(self) -> Grouped:
+        return self._grouped(ResultKind.SEG, encode_seg)
+
+    @cached_property
+    def _labelmap(self) -> Grouped:
+        return self._grouped(ResultKind.LABELMAP, encode_labelmap)
+
+    def _grouped(self, kind: ResultKind, encode: Callable[..., Dataset]) -> Grouped:
+        """One Segmentation, or one for each group of segments that the manifest wants apart and
+        of which something was found."""
+        manifest = self.origin.manifest
+        numbered, segments = manifest.settled(self.labels)
+        by = self.origin.algorithm, self._identity(kind)
+        if not manifest.results.groups or segments is not manifest.segments:
+            numbers = tuple(segment.number for segment in segments)
+            return [(numbers, encode(numbered, self.sources, segments, *by))]
+        made = []
+        for part, group in enumerate(manifest.results.groups, start=1):
+            places = np.zeros(256, np.uint8)
+            places[list(group)] = np.arange(1, len(group) + 1)
+            labels = places[numbered]
+            if labels.any():
+                described = [
+                    segments[number - 1].model_copy(update={"number": place})
+                    for place, number in enumerate(group, start=1)
+                ]
+                identity = by[1].of_part(part)
+                made.append((group, encode(labels, self.sources, described, by[0], identity)))
+        if not made:
+            raise EmptyResult("No voxel is labelled, so there is nothing to encode")
+        return made
 
     @cached_property
     def picture_png(self) -> bytes:

@@ -25,10 +25,12 @@ PLANE_POSITION_SEQUENCE = 0x00209113
 IMAGE_POSITION = 0x00200032
 SEGMENT_IDENTIFICATION_SEQUENCE = 0x0062000A
 REFERENCED_SEGMENT_NUMBER = 0x0062000B
+SEGMENTATION_TYPE = 0x00620001
 SHARED_GROUPS, PER_FRAME_GROUPS = 0x52009229, 0x52009230
 
 _PIXEL_HEADER_BYTES = 12  # of an element of VR OB, explicit
 _TOLERANCE_MM = 1e-3
+_ALL = 0  # instead of a segment's number, where a frame shows all of them
 _REMEDY = "Do not send this result; report the series' geometry to the developers of segnode."
 
 
@@ -39,13 +41,13 @@ def check_frames(
 
     Right means: one source image, of this series; the frame's position is that image's position
     (a radiograph has none, nor has its frame); the frame's bits are the label map's mask of that
-    segment on that slice.
+    segment on that slice, or in a Label Map Segmentation its bytes the slice's labels.
 
     Parameters
     ----------
     data
-        A BINARY Segmentation with native pixel data, as it would be sent: read here by another
-        reader than what wrote it.
+        A BINARY or LABELMAP Segmentation with native pixel data, as it would be sent: read here by
+        another reader than what wrote it.
     labels
         uint8, shape (slices, rows, columns), ``source_instances[i]`` being the slice of
         ``labels[i]``.
@@ -61,25 +63,32 @@ def check_frames(
     (Segment Identification).
     """
     slices = {str(source.SOPInstanceUID): index for index, source in enumerate(source_instances)}
-    numbers = range(1, int(labels.max()) + 1)
+    instance = read_instance(data)
+    top = {element.tag: element.value for element in instance.elements}
+    shared = _items(top.get(SHARED_GROUPS))
+    stored = np.frombuffer(instance.pixel_data, np.uint8, offset=_PIXEL_HEADER_BYTES)
+    of_all_labels = top.get(SEGMENTATION_TYPE) == b"LABELMAP"
+    numbers = [_ALL] if of_all_labels else range(1, int(labels.max()) + 1)
     present = {
         (index, number)
         for index, plane in enumerate(labels)
         for number in numbers
-        if (plane == number).any()
+        if (plane.any() if number == _ALL else (plane == number).any())
     }
-    instance = read_instance(data)
-    top = {element.tag: element.value for element in instance.elements}
-    shared = _items(top.get(SHARED_GROUPS))
-    packed = np.frombuffer(instance.pixel_data, np.uint8, offset=_PIXEL_HEADER_BYTES)
     for frame, groups in enumerate(_items(top.get(PER_FRAME_GROUPS))):
         index = slices.get(_only_source(groups, frame))
         if index is None:
             raise _misplaced(frame, "refers to an instance outside its source series")
         if not _same_position(groups, source_instances[index]):
             raise _misplaced(frame, "lies elsewhere than the source image that it refers to")
-        number = _segment_number([*shared[0], *groups])
-        if not np.array_equal(_mask(packed, frame, labels.shape[1:]), labels[index] == number):
+        shape = labels.shape[1:]
+        if of_all_labels:
+            number = _ALL
+            same = np.array_equal(_plane(stored, frame, shape), labels[index])
+        else:
+            number = _segment_number([*shared[0], *groups])
+            same = np.array_equal(_mask(stored, frame, shape), labels[index] == number)
+        if not same:
             raise _misplaced(frame, "does not hold the mask of the slice that it refers to")
         present.discard((index, number))
     if present:
@@ -138,6 +147,12 @@ def _mask(packed: NDArray[np.uint8], frame: int, shape: tuple[int, ...]) -> NDAr
     last_byte = -(-(frame + 1) * size // 8)
     bits = np.unpackbits(packed[first_byte:last_byte], bitorder="little")
     return np.asarray(bits[skipped_bits : skipped_bits + size].reshape(shape), bool)
+
+
+def _plane(stored: NDArray[np.uint8], frame: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """One frame of pixel data of one byte each."""
+    size = int(np.prod(shape))
+    return stored[frame * size : (frame + 1) * size].reshape(shape)
 
 
 def _misplaced(frame: int, what: str) -> Quarantined:

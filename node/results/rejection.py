@@ -11,13 +11,14 @@ showing it where a site has configured that.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from highdicom.ko import KeyObjectSelection, KeyObjectSelectionDocument
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 from node.kinds import ResultKind
+from node.results.objects import Origin
 from node.results.report import complete_report, quiet
 from node.results.seg import MANUFACTURER, Algorithm
 from node.results.source import named
@@ -25,7 +26,9 @@ from node.results.sr import device_observer
 from node.results.uids import ResultIdentity
 
 TITLE = codes.DCM.RejectedForQualityReasons
-_IMAGES = (ResultKind.SEG.sop_class_uid, ResultKind.CAPTURE.sop_class_uid)
+_IMAGES = tuple(
+    kind.sop_class_uid for kind in (ResultKind.SEG, ResultKind.LABELMAP, ResultKind.CAPTURE)
+)
 
 
 @dataclass(frozen=True)
@@ -102,3 +105,17 @@ _PATIENT_AND_STUDY = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+
+
+def rejection(
+    replaced: Sequence[Replaced], destination: str, sources: Sequence[Dataset], origin: Origin
+) -> Dataset:
+    """The note for one destination: of what it has taken, and with a UID that says of what."""
+    identity = origin.identity(ResultKind.REJECTION, sources[0])
+    about = "\n".join([destination, *(one.sop_instance_uid for one in replaced)])
+    own = replace(
+        identity,
+        series_instance_uid=identity.uid(f"rejection:{destination}:series"),
+        sop_instance_uid=identity.uid(f"rejection:{about}"),
+    )
+    return encode_rejection(replaced, sources, origin.algorithm, own)

@@ -30,6 +30,8 @@ from node.results.uids import ResultIdentity
 
 MANUFACTURER = "segnode"
 CONTENT_LABEL = "AI_SEGMENTATION"
+BINARY = hd.seg.SegmentationTypeValues.BINARY
+LABELMAP = hd.seg.SegmentationTypeValues.LABELMAP
 ARTIFICIAL_INTELLIGENCE = Code(value="123110", scheme="DCM", meaning="Artificial Intelligence")
 
 
@@ -115,15 +117,47 @@ def encode_seg(
     return dcmread(BytesIO(data))
 
 
+def encode_labelmap(
+    labels: NDArray[np.uint8],
+    source_instances: Sequence[Dataset],
+    segments: Sequence[Segment],
+    algorithm: Algorithm,
+    identity: ResultIdentity,
+) -> Dataset:
+    """The label map as one Label Map Segmentation: a frame for each slice with a segment.
+
+    For destinations that want it: a matrix whose columns are no multiple of 8 is one that Orthanc
+    serves and OHIF shows only in this form. Parameters and errors are those of :func:`encode_seg`.
+
+    The value 0 is the background by PixelPaddingValue alone. An item of its own for it in the
+    SegmentSequence, which PS3.3 C.8.20.2 would like, makes OHIF and 3D Slicer give every segment
+    the colour or the name of its neighbour (cornerstone3D 2882, Slicer 9163).
+
+    References
+    ----------
+    PS3.3 2026b A.51 and C.8.20.2; Supplement 243.
+    """
+    source = SourceSeries.of(source_instances)
+    _check_labels(labels, source.shape, segments)
+    segmentation = build_seg(labels, source.headers, segments, algorithm, identity, LABELMAP)
+    segmentation.SegmentSequence = [
+        item for item in segmentation.SegmentSequence if item.SegmentNumber != 0
+    ]
+    data = _written(segmentation)
+    check_frames(data, labels, source.headers)
+    return dcmread(BytesIO(data))
+
+
 def build_seg(
     labels: NDArray[np.uint8],
     headers: Sequence[Dataset],
     segments: Sequence[Segment],
     algorithm: Algorithm,
     identity: ResultIdentity,
+    kind: hd.seg.SegmentationTypeValues = BINARY,
 ) -> Dataset:
     """The Segmentation with every frame built by highdicom: the same object, in twice the time."""
-    segmentation = _build(labels, headers, segments, algorithm, identity)
+    segmentation = _build(labels, headers, segments, algorithm, identity, kind)
     _complete(segmentation, headers[0], algorithm)
     _remove_chance(segmentation, identity)
     return segmentation
@@ -135,6 +169,7 @@ def _build(
     segments: Sequence[Segment],
     algorithm: Algorithm,
     identity: ResultIdentity,
+    kind: hd.seg.SegmentationTypeValues,
 ) -> Dataset:
     with warnings.catch_warnings():
         # highdicom comments on the form of PatientName, and prints it.
@@ -142,12 +177,12 @@ def _build(
         return hd.seg.Segmentation(
             source_images=headers,
             pixel_array=labels,
-            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segmentation_type=kind,
             segment_descriptions=[_describe(segment, algorithm, identity) for segment in segments],
             series_instance_uid=identity.series_instance_uid,
             series_number=identity.series_number,
             sop_instance_uid=identity.sop_instance_uid,
-            instance_number=1,
+            instance_number=identity.part,
             manufacturer=MANUFACTURER,
             manufacturer_model_name=algorithm.name,
             software_versions=identity.software_version,

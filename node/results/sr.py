@@ -7,6 +7,7 @@ people there is :mod:`node.results.text_sr`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import highdicom.sr as hd
 from pydicom.dataset import Dataset
@@ -37,22 +38,39 @@ _INTENSITIES: Mapping[str, tuple[Code, Code]] = {
 }
 
 
+@dataclass(frozen=True)
+class SegmentPlace:
+    """Which segment of which Segmentation."""
+
+    segmentation: Dataset
+    number: int
+
+    @property
+    def item(self) -> Dataset:
+        """Its item in the SegmentSequence."""
+        found: Dataset = next(
+            item for item in self.segmentation.SegmentSequence if item.SegmentNumber == self.number
+        )
+        return found
+
+
 def encode_sr(
     measurements: Sequence[SegmentMeasurements],
-    seg: Dataset,
+    places: Mapping[int, SegmentPlace],
     source_instances: Sequence[Dataset],
     segments: Sequence[Segment],
     algorithm: Algorithm,
     identity: ResultIdentity,
 ) -> Dataset:
-    """The measurements as a Comprehensive 3D SR that refers to the segments of ``seg``.
+    """The measurements as a Comprehensive 3D SR that refers to the segments of the Segmentation.
 
     Parameters
     ----------
     measurements
         In the order of ``segments``.
-    seg
-        The Segmentation of the same result, which carries the tracking UIDs.
+    places
+        Number of a segment → where it is in the Segmentations of the same result, which carry the
+        tracking UIDs; of all that were found.
     source_instances
         De-identified headers in slice order, as for :func:`node.results.seg.encode_seg`; all of
         them become evidence.
@@ -70,19 +88,19 @@ def encode_sr(
     """
     source = SourceSeries.of(source_instances)
     first = source.headers[0]
-    described = {int(item.SegmentNumber): item for item in seg.SegmentSequence}
+    segs = {place.segmentation.SOPInstanceUID: place.segmentation for place in places.values()}
     with quiet():
         report = hd.MeasurementReport(
             observation_context=hd.ObservationContext(device_observer(algorithm)),
             procedure_reported=_PROCEDURES[str(first.Modality)],
             imaging_measurements=[
-                _group(found, segment, described[segment.number], seg, source_instances)
+                _group(found, segment, places[segment.number], source_instances)
                 for found, segment in zip(measurements, segments, strict=True)
                 if found.is_present
             ],
         )
         sr = hd.Comprehensive3DSR(
-            evidence=[*source.headers, seg],
+            evidence=[*source.headers, *segs.values()],
             content=report[0],
             series_instance_uid=identity.series_instance_uid,
             series_number=identity.series_number,
@@ -123,18 +141,17 @@ def device_observer(algorithm: Algorithm) -> hd.ObserverContext:
 def _group(
     found: SegmentMeasurements,
     segment: Segment,
-    described: Dataset,
-    seg: Dataset,
+    place: SegmentPlace,
     source_instances: Sequence[Dataset],
 ) -> hd.VolumetricROIMeasurementsAndQualitativeEvaluations:
     return hd.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.TrackingIdentifier(
-            uid=described.TrackingUID, identifier=described.TrackingID
+            uid=place.item.TrackingUID, identifier=place.item.TrackingID
         ),
         referenced_segment=hd.ReferencedSegment(
-            sop_class_uid=seg.SOPClassUID,
-            sop_instance_uid=seg.SOPInstanceUID,
-            segment_number=segment.number,
+            sop_class_uid=place.segmentation.SOPClassUID,
+            sop_instance_uid=place.segmentation.SOPInstanceUID,
+            segment_number=place.number,
             source_series=hd.SourceSeriesForSegmentation(source_instances[0].SeriesInstanceUID),
         ),
         finding_category=dicom_code(segment.category),

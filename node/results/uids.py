@@ -9,7 +9,7 @@ it could test whether a study that he guesses is behind it.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 _UUID_VERSION_MASK = 0xF << 76
@@ -54,6 +54,8 @@ class ResultIdentity:
         When the job was made; becomes content, series and instance creation date and time.
     software_version
         Version of segnode.
+    part
+        Number of the instance, where a result of one kind comes as several.
     """
 
     job_key: str
@@ -63,6 +65,7 @@ class ResultIdentity:
     series_description: str
     created: datetime
     software_version: str
+    part: int = 1
 
     @classmethod
     def for_job(
@@ -86,6 +89,13 @@ class ResultIdentity:
             software_version=software_version,
         )
 
+    def of_part(self, part: int) -> ResultIdentity:
+        """Of the ``part``-th object of the same series, from 1."""
+        if part == 1:
+            return self
+        sop_instance_uid = result_uid(self.job_key, f"{self.sop_instance_uid}:{part}")
+        return replace(self, part=part, sop_instance_uid=sop_instance_uid)
+
     def uid(self, role: str) -> str:
         """A further UID inside this object."""
-        return result_uid(self.job_key, role)
+        return result_uid(self.job_key, role if self.part == 1 else f"{role}:{self.part}")

@@ -46,7 +46,7 @@ def test_it_is_measured_in_shares_of_the_image(found: Found) -> None:
 
 def test_kinds_that_want_a_place_in_the_patient_are_not_made(found: Found) -> None:
     """Neither TID 1500 of volumes nor a structure set."""
-    assert possible_kinds(found.origin.manifest) == KINDS
+    assert possible_kinds(found.origin.manifest) == (*KINDS, ResultKind.LABELMAP)
 
 
 @pytest.mark.parametrize("kind", KINDS)

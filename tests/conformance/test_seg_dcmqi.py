@@ -37,8 +37,8 @@ def read_by_dcmqi(segmentation: Dataset, folder: Path) -> list[tuple[str, Path]]
     ]
 
 
-def points_in_nrrd(file: Path) -> npt.NDArray[np.float64]:
-    """LPS millimetres, shape (n, 3), of the voxels that are not 0.
+def points_in_nrrd(file: Path, value: int | None = None) -> npt.NDArray[np.float64]:
+    """LPS millimetres, shape (n, 3), of the voxels that are not 0, or have one ``value``.
 
     The format is text, an empty line, the data: https://teem.sourceforge.net/nrrd/format.html
     """
@@ -51,7 +51,8 @@ def points_in_nrrd(file: Path) -> npt.NDArray[np.float64]:
     # The first axis is the fastest.
     labels = np.frombuffer(values, f"<u{bytes_each}").reshape(sizes[::-1]).transpose()
     axes = np.array([_vector(axis) for axis in fields["space directions"].split()])
-    points: npt.NDArray[np.float64] = np.argwhere(labels) @ axes + _vector(fields["space origin"])
+    found = labels if value is None else labels == value
+    points: npt.NDArray[np.float64] = np.argwhere(found) @ axes + _vector(fields["space origin"])
     return points
 
 

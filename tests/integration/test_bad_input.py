@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,3 +223,32 @@ def test_a_late_instance_makes_a_new_job(
     assert job["facts"]["instances"] == len(SLICES)
     assert states == ["confirmed", "superseded"]
     assert len(segmentations(pacs, whole)) == 1
+
+
+def test_a_late_instance_replaces_the_result_that_was_there(
+    node: RunningNode, pacs: OrthancServer, tmp_path: Path
+) -> None:
+    """The end of a series comes a day late: a second SEG, and a note that rejects the first."""
+    whole = made_up_study(tmp_path / "late", SLICES)
+    begun = dataclasses.replace(whole, files=whole.files[:-4])
+    node.receive(begun)
+    first = node.wait_for(whole)
+    assert (first["state"], first["facts"]["instances"]) == ("confirmed", len(SLICES) - 4)
+    [before] = segmentations(pacs, whole)
+    node.receive(whole)
+    second = node.wait_for(
+        whole, lambda one: one["state"] == "confirmed" and one["id"] != first["id"]
+    )
+    assert second["facts"]["instances"] == len(SLICES)
+    assert len(segmentations(pacs, whole)) == 2
+    query = {"StudyInstanceUID": whole.study_instance_uid, "Modality": "KO"}
+    [found] = pacs.post("/tools/find", json={"Level": "Instance", "Query": query}).json()
+    note = pydicom.dcmread(io.BytesIO(pacs.get(f"/instances/{found}/file").content))
+    [study] = note.CurrentRequestedProcedureEvidenceSequence
+    [series] = study.ReferencedSeriesSequence
+    [rejected] = series.ReferencedSOPSequence
+    old = pydicom.dcmread(io.BytesIO(before))
+    assert rejected.ReferencedSOPInstanceUID == old.SOPInstanceUID
+    assert series.SeriesInstanceUID == old.SeriesInstanceUID
+    assert study.StudyInstanceUID == whole.study_instance_uid
+    assert note.PatientID == old.PatientID

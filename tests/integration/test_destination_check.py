@@ -7,17 +7,21 @@ from pydicom.uid import BasicTextSRStorage, SecondaryCaptureImageStorage
 
 from node.destination_check import check_destination, proposed_profile
 from node.errors import NodeError
-from node.kinds import ResultKind
+from node.kinds import CHOOSABLE, ResultKind
 from node.settings import DicomPeer, Settings
 from node.wiring import Hospital
 from tests.integration.test_pacs_edge import answering
 from tests.orthanc_server import free_port
 
-SEG, SR, TEXT_SR, PDF, CAPTURE, RTSTRUCT = ResultKind
+SEG, SR, TEXT_SR, PDF, CAPTURE, RTSTRUCT, REJECTION = CHOOSABLE
+LABELMAP = ResultKind.LABELMAP
 
 
-def hospital(port: int, results: tuple[ResultKind, ...] = (SEG,)) -> Hospital:
-    peer = DicomPeer(name="pacs", ae_title="HOSPITAL", host="127.0.0.1", port=port, results=results)
+def hospital(
+    port: int, results: tuple[ResultKind, ...] = (SEG,), segmentation_type: str = "binary"
+) -> Hospital:
+    where = {"name": "pacs", "ae_title": "HOSPITAL", "host": "127.0.0.1", "port": port}
+    peer = DicomPeer(**where, results=results, segmentation_type=segmentation_type)
     return Hospital(Settings(dicom_peers=(peer,)))
 
 
@@ -32,7 +36,8 @@ def test_a_pacs_without_seg_is_offered_a_profile_of_pictures_and_text() -> None:
         found = check_destination(hospital(port), "pacs")
         wrong = check_destination(hospital(port, (SEG, PDF)), "pacs")
     assert found.proposed == (CAPTURE, TEXT_SR)
-    assert {kind for kind in ResultKind if any(found.taken[kind].values())} == {CAPTURE, TEXT_SR}
+    taken = {kind for kind, syntaxes in found.taken.items() if any(syntaxes.values())}
+    assert taken == {CAPTURE, TEXT_SR}
     assert levels(found) == {
         "peer pacs": "good",
         "TLS": "note",
@@ -48,8 +53,24 @@ def test_a_pacs_that_takes_all_needs_no_change() -> None:
     services = tuple(kind.sop_class_uid for kind in ResultKind)
     with answering([], services=services) as port:
         found = check_destination(hospital(port, (SEG, RTSTRUCT)), "pacs")
-    assert found.proposed == (SEG, SR, TEXT_SR)
+    assert found.proposed == (SEG, SR, TEXT_SR, REJECTION)
     assert levels(found)["results"] == "good"
+
+
+@pytest.mark.parametrize("asked", ["labelmap", "auto"])
+def test_a_label_map_is_proposed_where_it_is_asked_for_and_taken(asked: str) -> None:
+    """Nobody gets one unasked; who asks and does not take it is told what to set."""
+    both = (SEG.sop_class_uid, LABELMAP.sop_class_uid)
+    with answering([], services=both) as port:
+        unasked = check_destination(hospital(port), "pacs")
+        good = check_destination(hospital(port, segmentation_type=asked), "pacs")
+    assert unasked.proposed == good.proposed == (SEG,)
+    found = {finding.subject: finding.found for finding in good.findings}["results"]
+    assert found == f"all taken: {', '.join(['seg'] * (asked == 'auto') + ['labelmap'])}"
+    with answering([], services=(SEG.sop_class_uid,)) as port:
+        bad = check_destination(hospital(port, segmentation_type=asked), "pacs")
+    assert levels(bad)["results"] == "wrong"
+    assert bad.proposed == ()
 
 
 def test_a_pacs_that_does_not_answer_is_one_finding() -> None:
@@ -73,6 +94,8 @@ def test_an_unknown_peer_is_named() -> None:
         ({SR, PDF}, (PDF,)),
         ({SEG, CAPTURE, PDF}, (SEG, PDF)),
         ({CAPTURE, SR, TEXT_SR}, (CAPTURE, TEXT_SR)),
+        ({SEG, REJECTION}, (SEG, REJECTION)),
+        ({REJECTION}, ()),
         (set(), ()),
     ],
 )
@@ -80,4 +103,4 @@ def test_a_profile_says_each_thing_once(
     accepted: set[ResultKind], proposed: tuple[ResultKind, ...]
 ) -> None:
     """No pictures beside a Segmentation, no report without the Segmentation it refers to."""
-    assert proposed_profile(accepted) == proposed
+    assert proposed_profile(accepted, SEG in accepted) == proposed

@@ -28,6 +28,7 @@ from pydicom.uid import RLELossless
 
 from node.edges.dicomweb import DicomWebDestination, DicomWebPacs
 from node.errors import DeliveryRefused, NodeError, PacsUnavailable
+from node.ports import Answer
 from tests.orthanc_server import OrthancServer, free_port
 
 
@@ -61,6 +62,9 @@ class Service(ThreadingHTTPServer):
     def __init__(self, code: int, body: bytes) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.code, self.body = code, body
+        self.limit = 2**30
+        self.headers: dict[str, str] = {}
+        self.pages: list[str] = []
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
 
 
@@ -70,10 +74,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.requests.append((self.path, dict(self.headers), content))
-        self.send_response(self.server.code)
-        self.send_header("Content-Length", str(len(self.server.body)))
+        body = self.server.pages.pop(0).encode() if self.server.pages else self.server.body
+        self.send_response(self.server.code if len(content) <= self.server.limit else 413)
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(self.server.body)
+        self.wfile.write(body)
 
     do_GET = do_POST  # noqa: N815
 
@@ -214,12 +221,54 @@ def test_conflict_over_a_duplicate_is_accepted() -> None:
 )
 def test_instance_that_may_not_have_arrived_is_sent_again(body: bytes) -> None:
     """202 promises nothing for an instance that the answer does not name as stored."""
-    with (
-        answering(202, body) as (_, pacs),
-        pytest.raises(PacsUnavailable, match="of 2") as caught,
-    ):
-        pacs.store([ct_instance(1), ct_instance(2)])
-    assert_says_no_identifier(caught.value)
+    with answering(202, body) as (_, pacs):
+        statuses = pacs.store([ct_instance(1), ct_instance(2)])
+    assert statuses[1].answer in (Answer.TRY_AGAIN, Answer.BUSY)
+    assert statuses[0].accepted == (b"2.25.7001" in body)
+
+
+@pytest.mark.parametrize("code", [400, 406, 409, 413, 415, 422])
+def test_refused_content_is_a_status_of_each_instance(code: int) -> None:
+    """A service that will not have a SEG says so to the whole request: captures can follow."""
+    with answering(code, b"<html>PSEUDO^ONE</html>") as (_, pacs):
+        (status,) = pacs.store([seg_instance()])
+    assert (status.answer, status.status) == (Answer.REFUSED, code)
+    assert status.said.startswith(f"HTTP {code}, ")
+    assert "PSEUDO" not in status.said
+
+
+def test_too_large_a_request_is_sent_in_halves() -> None:
+    """A proxy with a limit on the size of a body takes one instance after the other."""
+    with answering(200) as (service, pacs):
+        service.limit = 2 * len(ct_instance(1))
+        statuses = pacs.store([ct_instance(number) for number in range(1, 6)])
+    assert [status.answer for status in statuses] == [Answer.ACCEPTED] * 5
+    taken = [body for _, _, body in service.requests if len(body) <= service.limit]
+    assert sum(body.count(b"application/dicom") for body in taken) == 5
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("120", 120), ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("soon", None), (None, None)],
+)
+def test_retry_after_is_heard(said: str | None, expected: float | None) -> None:
+    """Seconds, a date that is past, something else, nothing (RFC 9110 10.2.3)."""
+    with answering(503) as (service, pacs):
+        service.headers = {} if said is None else {"Retry-After": said}
+        with pytest.raises(PacsUnavailable) as caught:
+            pacs.store([ct_instance(1)])
+    assert caught.value.retry_after_s == expected
+
+
+def test_pages_of_a_query_are_put_together() -> None:
+    """A service that gives two matches at a time is asked until there are no more."""
+    uids = [f"2.25.{number}" for number in range(5)]
+    with answering(200) as (service, pacs):
+        service.pages = [
+            json.dumps([{"00080018": {"vr": "UI", "Value": [uid]}} for uid in uids[n : n + 2]])
+            for n in (0, 2, 4, 6)
+        ]
+        assert pacs.find_instances(STUDY, SERIES) == set(uids)
 
 
 @pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 507])
@@ -233,7 +282,7 @@ def test_busy_service_is_tried_again(code: int) -> None:
             pacs.find_instances(STUDY, SERIES)
 
 
-@pytest.mark.parametrize("code", [301, 400, 401, 403, 404, 405, 413, 415])
+@pytest.mark.parametrize("code", [301, 401, 403, 404, 405, 501])
 def test_refused_request_is_not_tried_again(code: int) -> None:
     """What stays wrong until a person corrects it is a refusal."""
     with answering(code) as (_, pacs), pytest.raises(DeliveryRefused, match=f"HTTP {code}"):

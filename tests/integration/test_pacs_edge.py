@@ -40,8 +40,10 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, build_context, evt
 
-from node.edges.pacs import STUDY_ROOT_FIND, VERIFICATION, DicomDestination, DicomPacs, DicomTls
+from node.edges.dicom_tls import DicomTls
+from node.edges.pacs import STUDY_ROOT_FIND, VERIFICATION, DicomDestination, DicomPacs
 from node.errors import DeliveryRefused, NodeError, PacsUnavailable
+from node.ports import Answer
 from tests.orthanc_server import OrthancServer, free_port
 
 
@@ -209,6 +211,9 @@ def test_peer_that_knows_only_implicit_vr_gets_implicit_vr() -> None:
         (0xB000, True),
         (0xB006, True),
         (0xB007, True),
+        (0xBFFF, True),
+        (0x0107, True),
+        (0xA800, False),
         (0x0122, False),
         (0x0124, False),
         (0xA900, False),
@@ -227,30 +232,47 @@ def test_status_of_the_peer_is_reported_for_each_instance(code: int, accepted: b
     assert second.accepted
 
 
-@pytest.mark.parametrize("code", [0xA700, 0xA7FF, 0x0110])
-def test_peer_out_of_resources_is_tried_again(code: int) -> None:
-    """A full PACS is unavailable, not a refusal; the message holds the code and no identifier."""
-    with (
-        answering([(evt.EVT_C_STORE, lambda event: code)]) as port,
-        pytest.raises(PacsUnavailable, match=f"0x{code:04X}.*instance 1 of 2") as caught,
-    ):
-        pacs_at(port).store([ct_instance(1), ct_instance(2)])
-    assert_says_no_identifier(caught.value)
+@pytest.mark.parametrize("code", [0xA700, 0xA7FF, 0x0213])
+def test_a_peer_out_of_resources_is_left_alone_and_tried_again(code: int) -> None:
+    """A full PACS is sent nothing more; what it took before stands, and no identifier is told."""
+    answers = iter([0x0000, code])
+    with answering([(evt.EVT_C_STORE, lambda event: next(answers))]) as port:
+        first, second, third = pacs_at(port).store([ct_instance(n) for n in (1, 2, 3)])
+    assert first.accepted
+    assert (second.answer, second.status) == (Answer.BUSY, code)
+    assert (third.answer, third.status) == (Answer.TRY_AGAIN, None)
+    assert f"0x{code:04X}" in third.said
+    assert not any(uid in third.said for uid in ("2.25.70", STUDY))
 
 
-def test_aborting_peer_is_tried_again() -> None:
-    """A connection that breaks while sending loses nothing but time."""
+@pytest.mark.parametrize("code", [0x0110, 0x0210])
+def test_a_failure_of_one_instance_does_not_stop_the_others(code: int) -> None:
+    """It is tried again later, alone."""
+    answers = iter([code, 0x0000])
+    with answering([(evt.EVT_C_STORE, lambda event: next(answers))]) as port:
+        first, second = pacs_at(port).store([ct_instance(1), ct_instance(2)])
+    assert (first.answer, second.answer) == (Answer.TRY_AGAIN, Answer.ACCEPTED)
 
-    def abort(event: evt.Event) -> int:
-        event.assoc.abort()
+
+@pytest.mark.parametrize("how", ["abort", "cut"])
+def test_what_was_answered_before_a_break_stands(how: str) -> None:
+    """A-ABORT or a cut connection at the second instance: the first is not to be sent again."""
+    answered = 0
+
+    def break_off(event: evt.Event) -> int:
+        nonlocal answered
+        answered += 1
+        if answered == 2 and how == "abort":
+            event.assoc.abort()
+        elif answered == 2:
+            event.assoc.dul.socket.socket.shutdown(socket.SHUT_RDWR)
         return 0x0000
 
-    with (
-        answering([(evt.EVT_C_STORE, abort)]) as port,
-        pytest.raises(PacsUnavailable, match="C-STORE of instance 1 of 1") as caught,
-    ):
-        pacs_at(port).store([ct_instance(1)])
-    assert_says_no_identifier(caught.value)
+    with answering([(evt.EVT_C_STORE, break_off)]) as port:
+        statuses = pacs_at(port).store([ct_instance(n) for n in (1, 2, 3)])
+    assert [status.answer for status in statuses] == [Answer.ACCEPTED, *[Answer.TRY_AGAIN] * 2]
+    assert statuses[1].said.startswith("no answer")
+    assert statuses[2].said.startswith("not sent")
 
 
 def test_silent_peer_is_tried_again() -> None:
@@ -262,9 +284,33 @@ def test_silent_peer_is_tried_again() -> None:
         return 0x0000
 
     with answering([(evt.EVT_C_STORE, wait)]) as port:
-        with pytest.raises(PacsUnavailable, match="did not answer"):
-            pacs_at(port, dimse_timeout_s=0.5).store([ct_instance(1)])
+        (status,) = pacs_at(port, dimse_timeout_s=0.5).store([ct_instance(1)])
         end.set()
+    assert status.answer is Answer.TRY_AGAIN
+
+
+def test_a_port_that_accepts_and_says_nothing_is_tried_again() -> None:
+    """A hung PACS still completes TCP handshakes: the association timeout ends the wait."""
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        pacs = pacs_at(hung.getsockname()[1], association_timeout_s=0.5)
+        with pytest.raises(PacsUnavailable):
+            pacs.store([ct_instance(1)])
+
+
+@pytest.mark.parametrize(
+    ("result", "error"), [(2, PacsUnavailable), (1, DeliveryRefused)], ids=["for now", "for good"]
+)
+def test_a_rejected_association_is_told_apart(result: int, error: type[NodeError]) -> None:
+    """PS3.8 9.3.4: "no reason given", once transient and once permanent."""
+
+    def reject(event: evt.Event) -> None:
+        event.assoc.acse.send_reject(result, 1, 1)
+        event.assoc.kill()
+
+    with answering([(evt.EVT_REQUESTED, reject)]) as port, pytest.raises(error, match="rejected"):
+        for _ in range(5):  # a rejection may be overtaken by the end of its connection
+            with suppress(PacsUnavailable if error is DeliveryRefused else ZeroDivisionError):
+                pacs_at(port).store([ct_instance(1)])
 
 
 def test_nothing_listening_is_tried_again() -> None:

@@ -18,7 +18,7 @@ import pytest
 from pydicom.uid import BasicTextSRStorage, SecondaryCaptureImageStorage, SegmentationStorage
 
 from node.edges.orthanc_config import DicomPeer
-from node.kinds import ResultKind
+from node.kinds import OF_MODELS
 from tests.conftest import NO_BRIDGE
 from tests.integration.test_round_trip import PATIENT_AND_STUDY, dciodvfy_errors, raw
 from tests.orthanc_server import OrthancServer, require_orthanc
@@ -26,6 +26,7 @@ from tests.running_node import DEMO_CT, ENDED, SOME_SLICES, RunningNode, Study, 
 from tests.test_no_phi_leaks import SENTINEL, files_below, leaks, sentinels
 
 #: The keys come after those of the node's first peer, and a second one follows.
+KINDS = list(OF_MODELS)
 PEERS = """
 results = {results}
 [[dicom_peers]]
@@ -76,7 +77,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sent]:
             ports,
             destinations=["sender", "old"],
             explain=True,
-            more=PEERS.format(results=json.dumps(list(ResultKind)), port=old.dicom_port),
+            more=PEERS.format(results=json.dumps(KINDS), port=old.dicom_port),
         ) as node,
     ):
         slices = DEMO_CT[SOME_SLICES]
@@ -98,10 +99,11 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sent]:
 def test_every_kind_arrives_with_its_patient(sent: Sent, tmp_path: Path) -> None:
     """All six, proven, valid, with the study's own bytes for patient and study."""
     assert (sent.good_job["state"], sent.good_job["cause"]) == ("confirmed", "")
-    assert set(sent.good_job["facts"]["proofs"]) == {"hospital", "old"}
+    kept = {one["destination"]: one["state"] for one in sent.good_job["deliveries"]}
+    assert kept == {"hospital": "confirmed", "old": "confirmed"}
     source = pydicom.dcmread(sent.good.files[0], stop_before_pixels=True)
     found = sent.objects(sent.pacs, sent.good)
-    assert {str(one.SOPClassUID) for one in found} == {kind.sop_class_uid for kind in ResultKind}
+    assert {str(one.SOPClassUID) for one in found} == {kind.sop_class_uid for kind in KINDS}
     checked = set()
     for one in found:
         for keyword in PATIENT_AND_STUDY:
@@ -125,9 +127,10 @@ def test_a_pacs_that_refuses_the_seg_gets_pictures_and_the_job_says_so(sent: Sen
         if one.SOPClassUID == SecondaryCaptureImageStorage
     }
     assert {one.SOPInstanceUID for one in found} == there
-    assert "0x0122" in sent.good_job["facts"]["fallback"]["old"]
+    [old] = [one for one in sent.good_job["deliveries"] if one["destination"] == "old"]
+    assert "0x0122" in old["fallback"]
     shown = sent.node.segnode("job", sent.good_job["id"])
-    assert "old refused the Segmentation" in " ".join(shown.split())
+    assert "captures instead" in " ".join(shown.split())
     tries = sent.node.job(sent.good_job["id"])["attempts"]
     assert "on to encode" in [one["outcome"] for one in tries if one["step"] == "deliver"]
 
@@ -152,7 +155,7 @@ def test_both_pacs_are_told_why_a_series_has_no_result(sent: Sent, tmp_path: Pat
 def test_no_kind_names_the_patient_on_the_way(sent: Sent) -> None:
     """Artifacts as they were while jobs ran, vault, log, ledger: no sentinel anywhere."""
     seen = {name.rsplit("/", 1)[-1].split("-")[0].split(".")[0] for name in sent.held}
-    assert {str(kind) for kind in ResultKind} <= seen, "not all kinds were seen as artifacts"
+    assert set(map(str, KINDS)) <= seen, "not all kinds were seen as artifacts"
     wanted = sorted({*sentinels(sent.good), *sentinels(sent.gap)})
     found = [leak for name, data in sent.held.items() for leak in leaks(name, data, wanted)]
     for place in ("artifacts", "log", "vault", "run"):

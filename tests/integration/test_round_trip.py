@@ -88,7 +88,8 @@ def test_a_pushed_ct_comes_back_as_a_seg_of_the_same_patient(
     assert sent.returncode == 0, sent.stderr
     job = node.wait_for(study)
     assert (job["state"], job["cause"]) == ("confirmed", "")
-    assert job["facts"]["proofs"]["hospital"]["by"] == "storage commitment"
+    [delivery] = job["deliveries"]
+    assert (delivery["state"], delivery["proof"]) == ("confirmed", "storage commitment")
 
     found = subprocess.run(
         [

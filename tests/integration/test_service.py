@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 from collections.abc import Iterator
@@ -57,6 +58,24 @@ def test_down_leaves_no_process_and_up_goes_on_where_it_was(
     assert [one for one in (pid, *children) if Path(f"/proc/{one}").exists()] == []
 
     node.segnode("up")
+    assert node.wait_for(study)["state"] == "confirmed"
+    assert len(segmentations(pacs, study)) == 1
+
+
+def test_up_after_its_supervisor_was_killed_starts_everything_afresh(
+    own: tuple[RunningNode, OrthancServer], tmp_path: Path
+) -> None:
+    """SIGKILL to supervisord with a study on its way: no process is doubled, the study ends."""
+    node, pacs = own
+    node.segnode("up")
+    study = made_up_study(tmp_path / "ct", DEMO_CT[SOME_SLICES])
+    node.receive(study)
+    pid = supervisor_pid(node)
+    before = descendants(pid)
+    os.kill(pid, signal.SIGKILL)
+    said = node.segnode("up")
+    assert "supervisor that had been killed" in said
+    assert [one for one in before if Path(f"/proc/{one}/exe").exists()] == []
     assert node.wait_for(study)["state"] == "confirmed"
     assert len(segmentations(pacs, study)) == 1
 

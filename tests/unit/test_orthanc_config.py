@@ -30,6 +30,7 @@ def test_a_peer_may_store_and_never_query_unless_asked_for() -> None:
         "AllowGet": False,
         "AllowMove": False,
         "AllowStorageCommitment": True,
+        "UseDicomTls": False,
     }
 
 

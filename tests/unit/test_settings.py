@@ -153,3 +153,21 @@ def test_a_destination_that_cannot_be_served_stops_the_start(results: list[str],
     """A report without the Segmentation it refers to, no kind at all, a kind that is none."""
     with pytest.raises(ValidationError, match=said):
         DicomPeer(name="p", ae_title="P", host="h", port=104, results=results)
+
+
+@pytest.mark.parametrize(
+    ("dicom", "peer", "wrong"),
+    [
+        ({"tls": True}, {}, "`certificate` and `private_key`"),
+        ({"tls": True, "certificate": "c", "private_key": "k"}, {}, "certificate_authority"),
+        ({}, {"tls": True}, "`certificate` and `private_key`"),
+        ({"certificate": "c", "private_key": "k"}, {"tls": True}, "peer pacs: TLS needs"),
+    ],
+)
+def test_tls_without_its_certificates_stops_the_start(
+    dicom: dict[str, object], peer: dict[str, object], wrong: str
+) -> None:
+    """Nobody finds out at night that a PACS is called in plain text after all, or not at all."""
+    pacs = {"name": "pacs", "ae_title": "PACS", "host": "h", "port": 104, **peer}
+    with pytest.raises(ValidationError, match=wrong):
+        Settings.model_validate({"dicom": dicom, "dicom_peers": [pacs]})

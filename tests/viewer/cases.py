@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import MRImageStorage
 
 from node.manifest import Code, Segment
-from node.results.seg import Algorithm, encode_seg
+from node.results.seg import Algorithm, encode_labelmap, encode_seg
 from node.results.uids import ResultIdentity
 from tests.phantoms import chest_truth, ct_series
 
@@ -51,6 +51,7 @@ class Case:
 
     source: Sequence[Dataset]
     labels: npt.NDArray[np.uint8]
+    encode: Callable[..., Dataset] = encode_seg
 
     def segmentation(self) -> Dataset:
         """What the node returns for it."""
@@ -61,7 +62,7 @@ class Case:
             created=datetime(2026, 11, 3, 12, 30, 1),
             software_version="0.1.0",
         )
-        return encode_seg(self.labels, self.source, SEGMENTS, ALGORITHM, identity)
+        return self.encode(self.labels, self.source, SEGMENTS, ALGORITHM, identity)
 
     def telling_slices(self) -> list[int]:
         """One slice through each segment: low in the first, high in the second."""
@@ -72,9 +73,11 @@ class Case:
         ]
 
 
-def phantom(**keywords: Any) -> Case:
+def phantom(columns: int = 192, **keywords: Any) -> Case:
     """The chest phantom, small enough to be rendered without a GPU."""
-    source = ct_series(rows=144, columns=192, spacing_mm=(8.0, 2.25, 2.0), slices=24, **keywords)
+    source = ct_series(
+        rows=144, columns=columns, spacing_mm=(8.0, 2.25, 2.0), slices=24, **keywords
+    )
     for instance in source:
         instance.file_meta.MediaStorageSOPClassUID = instance.SOPClassUID
     return Case(source, chest_truth(source))
@@ -85,6 +88,11 @@ def tilted_gantry() -> Case:
     lean = np.radians(TILT_DEGREES)
     leaned = (1.0, 0.0, 0.0, 0.0, float(np.cos(lean)), float(np.sin(lean)))
     return phantom(orientation=leaned, tilt_degrees=TILT_DEGREES, seed=3)
+
+
+def label_map() -> Case:
+    """What a destination with ``segmentation_type = "auto"`` gets of 189 columns."""
+    return replace(phantom(columns=189, seed=6), encode=encode_labelmap)
 
 
 def decubitus_mr(position: str) -> Case:
@@ -109,6 +117,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "axial CT, head first": lambda: phantom(position="HFS", seed=1),
     "axial CT, feet first": lambda: phantom(position="FFS", seed=2),
     "axial CT, tilted gantry": tilted_gantry,
+    "axial CT, 189 columns, as a label map": label_map,
     "sagittal MR": lambda: phantom(orientation=SAGITTAL, seed=4, **AS_MR),
     "axial MR, right decubitus": lambda: phantom(position="HFDR", seed=5, **AS_MR),
     "real sagittal MR, supine": lambda: decubitus_mr("HFS"),

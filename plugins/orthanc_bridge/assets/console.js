@@ -52,7 +52,8 @@ class Row {
       progressBar(job, steps), el("p", { className: "segnode-soft" }, stepText(job, steps)),
     ]);
     show(this.cells.reason,
-      [job.state, job.cause, job.remedy, Math.ceil(job.next_try_in_s ?? -1), job.facts],
+      [job.state, job.cause, job.remedy, Math.ceil(job.next_try_in_s ?? -1), job.facts,
+        job.updated_at],
       () => reason(job));
     show(times, [job.created_at, job.updated_at], () => [
       el("p", {}, clock(job.created_at)),

@@ -79,27 +79,60 @@ export function reason(job) {
     const source = job.facts.asked_source ? ` (${job.facts.asked_source})` : "";
     lines.push(el("p", { className: "segnode-soft" }, `Series ${completeness.says}${source}.`));
   }
+  for (const [name, series] of Object.entries(job.facts.replaces ?? {})) {
+    const count = Object.values(series).flat().length;
+    lines.push(el("p", { className: "segnode-soft" },
+      `Replaces an earlier result: ${name} is told to reject ${count} object(s).`));
+  }
   const released = job.facts.images_released;
   if (released) {
     const images = released === 1 ? "1 image" : `${released} images`;
     lines.push(el("p", { className: "segnode-soft" }, `A person released ${images} with text blanked.`));
   }
-  for (const [name, refusal] of Object.entries(job.facts.fallback ?? {})) {
-    lines.push(el("p", { className: "segnode-soft" },
-      `${name} refused the Segmentation (${refusal}): it gets Secondary Captures instead.`));
-  }
   if (job.facts.explained) {
     lines.push(el("p", { className: "segnode-soft" },
       `Told why: ${job.facts.explained.join(", ")}.`));
   }
-  if (job.state === "confirmed") lines.push(el("p", {}, proof(job)));
-  return lines;
+  lines.push(deliveries(job));
+  return lines.filter(Boolean);
 }
 
-function proof(job) {
-  const proofs = Object.entries(job.facts.proofs ?? {});
-  if (!proofs.length) return "";
-  return `Kept by ${proofs.map(([name, { by }]) => `${name} (${by})`).join(", ")}.`;
+const DELIVERY_TONES = {
+  waiting: "waiting", accepted: "going", confirmed: "good", refused: "bad",
+};
+
+/** A line for each destination: what it has taken, what it has proven, why it waits or refused. */
+function deliveries(job) {
+  if (!job.deliveries.length) return null;
+  const table = el("table", { className: "segnode-deliveries" },
+    el("caption", {}, "Destinations"));
+  for (const one of job.deliveries) {
+    const tone = one.given_up ? "bad" : DELIVERY_TONES[one.state];
+    table.append(el("tr", {},
+      el("th", { scope: "row" }, one.destination),
+      el("td", {}, el("span", { className: `segnode-badge segnode-${tone}` }, one.state)),
+      el("td", {}, `${one.results.join(", ")} · ${one.taken} of ${one.objects}`),
+      el("td", {}, ...ofDelivery(one, job).map((line) => el("p", {}, line)))));
+  }
+  return table;
+}
+
+function ofDelivery(one, job) {
+  const lines = [];
+  if (one.proof) {
+    lines.push(`Kept: ${one.proof}, ${new Date(one.confirmed_at).toLocaleString()}`);
+  }
+  if (one.fallback) {
+    lines.push(`It refused the Segmentation (${one.fallback}): Secondary Captures instead.`);
+  }
+  lines.push(...one.warnings);
+  // A job with one destination says its cause, next try and remedy above.
+  if (job.deliveries.length > 1) {
+    if (one.cause) lines.push(one.cause);
+    if (one.next_try_in_s !== null && one.cause) lines.push(`Next try ${inWords(one.next_try_in_s)}.`);
+    if (one.remedy) lines.push(`→ ${one.remedy}`);
+  }
+  return lines;
 }
 
 function inWords(seconds) {

@@ -94,7 +94,8 @@ class StudyPanel {
     show(card.progress, [job.state, job.step, job.progress, job.attempt], () =>
       [progressBar(job, steps), el("p", { className: "segnode-soft" }, stepText(job, steps))]);
     show(card.reason,
-      [job.state, job.cause, job.remedy, Math.ceil(job.next_try_in_s ?? -1), job.facts],
+      [job.state, job.cause, job.remedy, Math.ceil(job.next_try_in_s ?? -1), job.facts,
+        job.updated_at],
       () => reason(job));
     show(card.buttons, [job.actions, job.state], () =>
       actions(job, (error) => { showProblem(this.refusal, error); this.refresh(); }));
