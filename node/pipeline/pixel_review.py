@@ -127,10 +127,13 @@ def store_review(job: Job, images: Iterable[HeldImage], artifacts: Artifacts) ->
 
 
 def read_review(job: Job, artifacts: Artifacts) -> Review | None:
-    """What a person has to look at before the job goes on, if it waits for that."""
+    """What a person has to look at before the job goes on, if it waits for that.
+
+    One that was damaged is none: retried, the job is examined again.
+    """
     try:
         return Review.from_bytes(artifacts.get(_name(job)))
-    except KeyError:
+    except (KeyError, TypeError, ValueError):
         return None
 
 

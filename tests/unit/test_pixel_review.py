@@ -184,6 +184,21 @@ def test_a_review_that_was_altered_releases_nothing(bench: Bench) -> None:
     assert bench.artifacts.get("job/review.json") == stored
 
 
+@pytest.mark.parametrize("left", [b"", b"{", b"[]x", b"[1]", b'[{"number": 1}]'])
+def test_a_review_that_was_damaged_is_made_again(bench: Bench, left: bytes) -> None:
+    """A power loss or a bad disk: nothing is released, and no defect of ours is reported."""
+    bench.receive(drawn_image())
+    with pytest.raises(IdentityUnsafe):
+        bench.run(OPEN)
+    bench.release()
+    stored = bench.artifacts.get("job/review.json")
+    bench.artifacts.put("job/review.json", left)
+    assert read_review(bench.job, bench.artifacts) is None
+    with pytest.raises(IdentityUnsafe):
+        bench.run(OPEN)
+    assert bench.artifacts.get("job/review.json") == stored
+
+
 def test_a_release_counts_only_while_the_option_is_chosen(bench: Bench) -> None:
     """A site that takes the option back is held again."""
     bench.receive(drawn_image())
