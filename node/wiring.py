@@ -174,6 +174,13 @@ class Hospital:
             raise BadSettings(str(error), remedy=error.remedy) from None
         return keys
 
+    @property
+    def review_key(self) -> bytes:
+        """Marks held images. Who has Orthanc's password can read them there: he learns no more."""
+        from anonymizer.keys import derived_key
+
+        return derived_key(self.secret("orthanc_password").encode(), b"segnode held image v1")
+
     @cached_property
     def destinations(self) -> Mapping[str, Pacs]:
         """Name → destination, of every peer."""
@@ -299,6 +306,7 @@ class Hospital:
                 vault=self.vault,
                 policy=self.policy,
                 keys=self.pseudonym_keys,
+                review_key=self.review_key,
             ),
             StepName.ENCODE: partial(
                 encode,
@@ -468,6 +476,7 @@ class Hospital:
             self.secret("console_token"),
             self.nudges.send,
             destinations=("sender", *self.destinations),
+            review_key=self.review_key,
         )
         console = self.settings.console
         serve(app, console.host, console.port)
