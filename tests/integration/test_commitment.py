@@ -46,7 +46,7 @@ def outbox(tmp_path: Path, pacs: MoodyPacs, orthanc: OrthancServer) -> Iterator[
 def test_a_report_may_come_days_later_and_after_a_restart(
     outbox: Outbox, pacs: MoodyPacs, orthanc: OrthancServer
 ) -> None:
-    """The transaction is the ledger's: no look is a failed try, and Orthanc need not remember it."""
+    """The transaction is the ledger's: no look counts, and Orthanc need not remember it."""
     waiting = outbox.run(tries=6)
     assert (waiting.state, waiting.step) == (State.WAITING, StepName.CONFIRM)
     assert "awaited" in waiting.cause
