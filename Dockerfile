@@ -59,7 +59,7 @@ ENTRYPOINT ["/opt/segnode/deploy/with-secrets"]
 HEALTHCHECK --interval=60s --timeout=20s --start-period=30s \
     CMD ["/opt/segnode/deploy/with-secrets", "python", "/opt/segnode/deploy/healthcheck.py"]
 
-# --- worker: the hospital zone; ROLE is watch, console or worker -----------------------------------
+# --- worker: the hospital zone; ROLE is watch, console, worker or delivery --------------------------
 FROM python AS worker
 # Finds text that is burned into pixels, where a site lets a person release such images.
 RUN set -eu; \

@@ -7,6 +7,8 @@ the guess, and changing it breaks the link between a patient's studies. So it be
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import re
 import secrets
@@ -32,6 +34,8 @@ class PseudonymKeys:
     uid: bytes = field(repr=False)
     patient_id: bytes = field(repr=False)
     date_shift: bytes = field(repr=False)
+    marks: bytes = field(repr=False)
+    """Of keyed hashes that stand for no identifier: see :meth:`keyed_hash`."""
     epoch: int = 1
     """Number of the secret: pseudonyms of two epochs have nothing in common."""
 
@@ -44,7 +48,17 @@ class PseudonymKeys:
         def derive(label: bytes) -> bytes:
             return derived_key(secret, b"segnode pseudonym v1 " + label)
 
-        return cls(derive(b"uid"), derive(b"patient id"), derive(b"date shift"), epoch)
+        return cls(
+            derive(b"uid"), derive(b"patient id"), derive(b"date shift"), derive(b"marks"), epoch
+        )
+
+    def keyed_hash(self, kind: str, data: bytes) -> str:
+        """HMAC-SHA256, hexadecimal: the same for the same data, and no guess can be tested by it.
+
+        For what is derived from a patient's data and read by who must not know the patient.
+        ``kind`` says what of, so that no two kinds can be compared.
+        """
+        return hmac.new(self.marks, kind.encode() + b"\0" + data, hashlib.sha256).hexdigest()
 
     @property
     def check_value(self) -> bytes:

@@ -47,9 +47,11 @@ def healthy(role: str) -> bool:
             return watch_listens(os.environ["SEGNODE_BROKER__URL"])
         case "worker":
             return celery_answers("hospital", os.environ["SEGNODE_BROKER__URL"])
+        case "delivery":
+            return celery_answers("delivery", os.environ["SEGNODE_BROKER__URL"])
         case "compute":
             return celery_answers("compute", os.environ["SEGNODE_COMPUTE_BROKER_URL"])
-    raise ValueError("ROLE is watch, console, worker or compute")
+    raise ValueError("ROLE is watch, console, worker, delivery or compute")
 
 
 if __name__ == "__main__":

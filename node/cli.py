@@ -83,12 +83,20 @@ def status() -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what the node's parts disagree about.")
+    ] = False,
+) -> None:
     """Check everything that the node needs, and say what to do about what is wrong."""
     from node import tables
     from node.doctor import examine
 
-    findings = list(examine(load()))
+    findings = []
+    with _err.status("Looking at everything") as status:
+        for finding in examine(load(), repair=repair):
+            findings.append(finding)
+            status.update(f"Looked at {finding.subject}")
     _out.print(tables.findings(findings))
     if any(finding.level == "wrong" for finding in findings):
         raise typer.Exit(1)
@@ -280,7 +288,7 @@ app.command()(cli_models.evaluate)
 
 
 @app.command(hidden=True)
-def run(role: Literal["watch", "console", "worker", "compute"]) -> None:
+def run(role: Literal["watch", "console", "worker", "delivery", "compute"]) -> None:
     """One process of the node, in the foreground: what the supervisor or a container starts."""
     log.configure(role)
     if role == "compute":
@@ -290,10 +298,14 @@ def run(role: Literal["watch", "console", "worker", "compute"]) -> None:
         return
     from node.wiring import Hospital
 
-    hospital = Hospital(load())
-    {"watch": hospital.run_watch, "console": hospital.run_console, "worker": hospital.run_worker}[
-        role
-    ]()
+    who = {"watch": "sweeper", "console": "person at the console"}.get(role, "worker")
+    hospital = Hospital(load(), who)
+    {
+        "watch": hospital.run_watch,
+        "console": hospital.run_console,
+        "worker": hospital.run_worker,
+        "delivery": hospital.run_delivery,
+    }[role]()
 
 
 def main() -> None:

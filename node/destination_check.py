@@ -63,7 +63,12 @@ def check_destination(hospital: Hospital, name: str) -> DestinationCheck:
     }
     accepted = [kind for kind in ASKED if any(taken[kind].values())]
     findings += [
-        _offered("Query (C-FIND)", answer.study_root_find, "proof of delivery without commitment"),
+        _offered(
+            "Query (C-FIND)",
+            answer.study_root_find,
+            "proof of delivery, and whether a series has arrived whole",
+        ),
+        _offered("Retrieve (C-MOVE)", answer.study_root_move, "instances that did not arrive"),
         _offered("Storage commitment", answer.storage_commitment, "the strongest proof"),
         *_profile(peer, accepted),
     ]

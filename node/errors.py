@@ -15,7 +15,8 @@
     │   ├── ModelFault                a model package is missing, altered or broke its contract
     │   └── ProgramFailed             somebody else's program failed, or its labels cannot be used
     ├── Quarantined     it may not leave the node: hold for a person
-    │   └── IdentityUnsafe            an identifier would leak, or a reference does not resolve
+    │   ├── IdentityUnsafe            an identifier would leak, or a reference does not resolve
+    │   └── ReplacedSinceReview       an image is not the one that a person has looked at
     ├── NotDelivered    a destination does not keep the results: a person corrects it, then retries
     ├── Incomplete      something is missing and has not come: hold until it does
     ├── DamagedArtifact working data are gone or altered: made again from Orthanc's copy
@@ -125,6 +126,12 @@ class Quarantined(NodeError):
 
 class IdentityUnsafe(Quarantined):
     """An identifier would leak, or a reference does not resolve in the original study."""
+
+
+class ReplacedSinceReview(Quarantined):
+    """An image that a person has looked at is not the one that is there now."""
+
+    default_remedy = "Retry the job: its images are examined again, for a person to look at."
 
 
 class NotDelivered(NodeError):

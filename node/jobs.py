@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from node.errors import Unavailable
 
@@ -35,6 +35,27 @@ class StepName(StrEnum):
         return steps[position] if position < len(steps) else None
 
 
+#: What one kind of worker does (``node.pipeline``).
+Queue = Literal["io", "pacs", "cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: the question it answers, the queue its work runs on, and when it is given up.
+
+    ``deadline_s``: a try that takes longer is taken for hung; its worker is killed.
+    ``max_crashes``: so many tries may die or hang before the job fails.
+    ``patience_s``: so long may something outside be missing, however often it was asked.
+    """
+
+    name: StepName
+    queue: Queue
+    does: str
+    deadline_s: float = 1800.0
+    max_crashes: int = 4
+    patience_s: float = 7 * 86400.0
+
+
 class State(StrEnum):
     """Where a job stands."""
 
@@ -45,36 +66,60 @@ class State(StrEnum):
     REJECTED = "rejected"  #: can never succeed as it is; kept, with cause and remedy
     INCOMPLETE = "incomplete"  #: something is missing and has not come; a person may go on without
     QUARANTINED = "quarantined"  #: may not leave the node; a person decides
-    FAILED = "failed"  #: attempts used up, or a fault of ours; a person may retry
+    FAILED = "failed"  #: patience ended, crashes, or a fault of ours; a person may retry
     CANCELED = "canceled"  #: a person stopped it
     SUPERSEDED = "superseded"  #: late instances made a newer job of the same series
+
+
+class Priority(StrEnum):
+    """Whose turn it is first, when there is more to do than can be done at once."""
+
+    URGENT = "urgent"
+    ROUTINE = "routine"
+    OFF_PEAK = "off-peak"
+
+    @property
+    def head_start_s(self) -> float:
+        """How much longer a routine job must have waited to go first.
+
+        Time is all that is compared, so nothing waits for ever behind what is more urgent.
+        """
+        return {Priority.URGENT: 4 * 3600.0, Priority.OFF_PEAK: -12 * 3600.0}.get(self, 0.0)
 
 
 class Event(StrEnum):
     """What can happen to a job."""
 
+    OPEN = "open"  #: it begins to be
     CLAIM = "claim"
     STEP_DONE = "step done"
     LAST_STEP_DONE = "last step done"
     REDIRECT = "redirect"  #: goes on at another step: something else is made of the job
     EXPLAINED = "explained"  #: the destinations keep the document that says why there is no result
     UNAVAILABLE = "unavailable"
-    ATTEMPTS_USED_UP = "attempts used up"
+    ATTEMPTS_USED_UP = "attempts used up"  #: its worker died or hung, time and again
+    PATIENCE_ENDED = "patience ended"  #: something outside has been missing for days
     REJECT = "reject"
     INCOMPLETE = "incomplete"
     QUARANTINE = "quarantine"
     FAULT = "fault"
     LEASE_RAN_OUT = "lease ran out"
+    ARRIVED_AGAIN = "arrived again"  #: the same instances, and there is no result of them yet
     RETRY = "retry"
     CANCEL = "cancel"
     SUPERSEDE = "supersede"
+    FREED = "working data freed"  #: the state stays: nobody needs the data any more
+    DELETED = "received series deleted"  #: the state stays: kept for as long as the rules say
 
 
 _OPEN = (State.QUEUED, State.RUNNING, State.WAITING)
 _HELD = (State.REJECTED, State.INCOMPLETE, State.QUARANTINED, State.FAILED, State.CANCELED)
 
-#: (state, event) → state. What is not here cannot happen.
-TRANSITIONS: Mapping[tuple[State, Event], State] = {
+_ENDED_WITHOUT_RESULT = (State.REJECTED, State.FAILED, State.CANCELED, State.SUPERSEDED)
+
+#: (state, event) → state. What is not here cannot happen. None: before the job is.
+TRANSITIONS: Mapping[tuple[State | None, Event], State] = {
+    (None, Event.OPEN): State.QUEUED,
     (State.QUEUED, Event.CLAIM): State.RUNNING,
     (State.WAITING, Event.CLAIM): State.RUNNING,
     (State.RUNNING, Event.STEP_DONE): State.QUEUED,
@@ -83,12 +128,14 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (State.RUNNING, Event.EXPLAINED): State.REJECTED,
     (State.RUNNING, Event.UNAVAILABLE): State.WAITING,
     (State.RUNNING, Event.ATTEMPTS_USED_UP): State.FAILED,
+    (State.RUNNING, Event.PATIENCE_ENDED): State.FAILED,
     (State.RUNNING, Event.REJECT): State.REJECTED,
     (State.RUNNING, Event.INCOMPLETE): State.INCOMPLETE,
     (State.RUNNING, Event.QUARANTINE): State.QUARANTINED,
     (State.RUNNING, Event.FAULT): State.FAILED,
     (State.RUNNING, Event.LEASE_RAN_OUT): State.QUEUED,
     **{(state, Event.RETRY): State.QUEUED for state in (*_HELD, State.WAITING)},
+    **{(state, Event.ARRIVED_AGAIN): State.QUEUED for state in _ENDED_WITHOUT_RESULT},
     **{(state, Event.CANCEL): State.CANCELED for state in (*_OPEN, *_HELD[:-1])},
     **{(state, Event.SUPERSEDE): State.SUPERSEDED for state in (*_OPEN, *_HELD)},
 }
@@ -108,7 +155,7 @@ UPS_STATES: Mapping[State, str] = {
 }
 
 
-def after(state: State, event: Event) -> State | None:
+def after(state: State | None, event: Event) -> State | None:
     """The state that ``event`` leads to, or None when it cannot happen in ``state``."""
     return TRANSITIONS.get((state, event))
 
@@ -120,6 +167,10 @@ class Job:
     ``series_id``, ``study_id`` and ``instance_ids`` are Orthanc's identifiers (SHA-1 hashes), never
     UIDs. ``facts`` is what finished steps leave for later ones: plain JSON, without any value from
     the patient (original UIDs included).
+
+    ``attempt`` counts the tries of the present step; ``crashes`` those whose worker died or hung;
+    ``step_since`` is when the step became due. ``lease`` counts the claims in the job's whole life:
+    who holds an older one holds nothing.
     """
 
     id: str
@@ -129,6 +180,9 @@ class Job:
     step: StepName = StepName.RECEIVE
     state: State = State.QUEUED
     attempt: int = 0
+    crashes: int = 0
+    lease: int = 0
+    priority: Priority = Priority.ROUTINE
     model: str = ""
     model_digest: str = ""
     rule: str = ""
@@ -141,6 +195,7 @@ class Job:
     progress: float = 0.0
     created_at: float = 0.0
     updated_at: float = 0.0
+    step_since: float = 0.0
     next_try_at: float | None = None
 
     @property
@@ -171,6 +226,7 @@ class Wish:
     model_digest: str
     destinations: tuple[str, ...]
     explain: bool = False  #: say so to the destinations when the series is not suitable
+    priority: Priority = Priority.ROUTINE
 
 
 @dataclass(frozen=True)
@@ -228,8 +284,8 @@ class HandedOver:
 class NotYet:
     """The step has got somewhere (``facts``) and waits for something outside.
 
-    With ``delay_s`` the step decides itself when it goes on and when it gives up: the try is not
-    counted as a failed one. Without, it backs off and ends after the step's attempts.
+    With ``delay_s`` the step decides itself when it goes on and when it gives up. Without, it backs
+    off and ends with the step's patience.
     """
 
     reason: Unavailable

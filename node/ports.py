@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
-from node.jobs import Event, Explained, Job, StepName, Wish
+from node.jobs import Event, Explained, Job, Step, StepName, Wish
 
 
 class Instances(Protocol):
@@ -177,6 +177,13 @@ class Source(Protocol):
         """
 
 
+class Pauses(Protocol):
+    """What a person has stopped for a while."""
+
+    def paused(self) -> frozenset[str]:
+        """Names of the destinations to which nothing is sent now."""
+
+
 @dataclass(frozen=True)
 class CommitmentReport:
     """What is known of one storage commitment transaction (PS3.4 Annex J)."""
@@ -200,6 +207,11 @@ class Leases(Protocol):
 
     def claim(self, job_id: str, step: StepName, lease_s: float) -> Job | None:
         """Take the step; None when someone else has it, or it is past."""
+
+    def claim_next(
+        self, steps: Sequence[Step], lease_s: float, at_most: int | None = None
+    ) -> Job | None:
+        """Take the job whose turn it is at one of these steps; None when there is none."""
 
     def extend(self, job: Job, lease_s: float, progress: float | None = None) -> bool:
         """Keep the lease; False when it is no longer ours."""
@@ -227,9 +239,9 @@ class Leases(Protocol):
         error: str,
         delay_s: float,
         facts: Mapping[str, Any] | None = None,
-        counts: bool = True,
+        patience_s: float | None = None,
     ) -> None:
-        """Try the step again after a while; ``counts`` says whether this was a failed try."""
+        """Try the step again after a while; not for longer than ``patience_s`` in all."""
 
     def end(
         self, job: Job, event: Event, *, cause: str, remedy: str, error: str,

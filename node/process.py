@@ -181,6 +181,7 @@ class _Bench:
                 instances=instances,
                 policy=policy_with(settings.deidentify),
                 keys=PseudonymKeys.from_secret(secrets.token_bytes(32)),
+                review_key=secrets.token_bytes(32),
                 artifacts=self._artifacts,
                 vault=self._vault,
             ),

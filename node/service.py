@@ -109,6 +109,7 @@ def parts(hospital: Hospital) -> Sequence[Part]:
         Part("orthanc", lambda: _orthanc_answers(hospital), "orthanc/orthanc.log"),
         Part("console", lambda: _console_answers(hospital.settings), "log/console.log"),
         Part("hospital worker", lambda: _worker_answers(hospital, "hospital"), "log/worker.log"),
+        Part("delivery worker", lambda: _worker_answers(hospital, "delivery"), "log/delivery.log"),
         Part("compute worker", lambda: _worker_answers(hospital, "compute"), "log/compute.log"),
     )
 
@@ -122,6 +123,7 @@ def _programs(hospital: Hospital) -> list[Program]:
         Program("watch", [*segnode, "watch"], own, priority=30),
         Program("console", [*segnode, "console"], own, priority=30),
         Program("worker", [*segnode, "worker"], own, priority=30, stop_wait_s=30),
+        Program("delivery", [*segnode, "delivery"], own, priority=30, stop_wait_s=30),
         Program("compute", [*segnode, "compute"], _compute_environment(hospital), 30, alone=True),
     ]
     if settings.broker.url is None:

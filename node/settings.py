@@ -138,10 +138,29 @@ class Workers(_Section):
     """How many steps run at once."""
 
     hospital_processes: Annotated[int, Field(ge=1)] = 2
+    delivery_processes: Annotated[int, Field(ge=1)] = 2
     compute_processes: Annotated[int, Field(ge=1)] = 1
+    compute_ahead: Annotated[int, Field(ge=1)] | None = None  # default: one more than processes
+    recovery_s: Annotated[float, Field(ge=2.0)] = 10.0
     compute_threads: Annotated[int, Field(ge=1)] = Field(
         default_factory=lambda: os.cpu_count() or 1
     )
+
+
+_Seconds = Annotated[float, Field(gt=0)] | None
+
+
+class Deadlines(_Section):
+    """How long one try of a step may take; ``node.pipeline.STEPS`` has the defaults."""
+
+    receive: _Seconds = None
+    route: _Seconds = None
+    deidentify: _Seconds = None
+    infer: _Seconds = None
+    encode: _Seconds = None
+    reidentify: _Seconds = None
+    deliver: _Seconds = None
+    confirm: _Seconds = None
 
 
 class _Peer(_Section):
@@ -232,7 +251,8 @@ class Rule(_Section):
 
     name: Name
     model: Name
-    priority: int = 0  # higher first; among equals the order of the file
+    precedence: int = 0  # which rule is asked first: the higher; among equals the order of the file
+    priority: Literal["urgent", "routine", "off-peak"] = "routine"  # whose turn comes first
     destinations: tuple[Name, ...] = ("sender",)
     explain: bool = False  # an unsuitable series comes back as a page that says why
     when: Annotated[tuple[Condition, ...], Field(min_length=1)]
@@ -267,6 +287,7 @@ class Settings(BaseSettings):
     retention: Retention = Retention()
     deidentify: Deidentify = Deidentify()
     workers: Workers = Workers()
+    deadlines_s: Deadlines = Deadlines()
     routing: Routing = Routing()
     dicom_peers: tuple[DicomPeer, ...] = ()
     dicomweb_peers: tuple[DicomWebPeer, ...] = ()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,10 +133,12 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
     tries = Table(box=box.SIMPLE)
     for column in ("step", "try", "outcome", "seconds"):
         tries.add_column(column)
-    for attempt in attempts:
-        ended = attempt.ended_at or time.time()
-        tries.add_row(str(attempt.step), str(attempt.attempt), attempt.outcome or "running",
-                      f"{ended - attempt.started_at:.2f}")  # fmt: skip
+    # A report that is awaited for days is looked for hundreds of times: that is one line.
+    for (step, outcome), same in groupby(attempts, lambda one: (one.step, one.outcome)):
+        found = list(same)
+        numbers = str(found[0].attempt) + (f", {len(found)} times" if len(found) > 1 else "")
+        seconds = sum((one.ended_at or time.time()) - one.started_at for one in found)
+        tries.add_row(str(step), numbers, outcome or "running", f"{seconds:.2f}")
     return Group(facts, *deliveries(one), tries)
 
 

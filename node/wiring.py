@@ -16,7 +16,13 @@ from urllib.parse import quote
 
 from node.edges import secret_files
 from node.edges.artifacts import FolderArtifacts
-from node.edges.celery_app import HOSPITAL_QUEUES, celery_app
+from node.edges.celery_app import (
+    COMPUTE_QUEUE,
+    DELIVERY_QUEUES,
+    HOSPITAL_QUEUES,
+    celery_app,
+    message_counter,
+)
 from node.jobs import Job, StepName
 from node.packages import find_models
 from node.settings import (
@@ -34,18 +40,15 @@ if TYPE_CHECKING:
     from anonymizer.keys import NumberedKeys, PseudonymKeys
     from anonymizer.profile import Policy
     from anonymizer.vault import Vault
-    from node.edges.chores import Chore
     from node.edges.dicomweb import DicomWebPacs
     from node.edges.ledger import Ledger
     from node.edges.orthanc import Orthanc
     from node.edges.orthanc_storage import OrthancStorage
     from node.edges.pacs import DicomPacs
-    from node.edges.retention import Retention
-    from node.edges.space import SpaceLog
     from node.edges.watch import Nudges
     from node.manifest import ModelManifest
     from node.pipeline.outbound import Profile
-    from node.pipeline.run import StepFunction
+    from node.pipeline.run import StepFunction, Terms
     from node.ports import Pacs, Source
 
 #: Orthanc's user for the node itself and for the person at the console.
@@ -78,8 +81,8 @@ def policy_with(settings: Deidentify) -> Policy:
 class Hospital:
     """The hospital zone: everything that may know a patient."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, who: str = "person at the command line") -> None:
+        self.settings, self.who = settings, who
 
     def secret(self, name: str) -> str:
         """The secret of that name, from its file; `segnode up` makes the files."""
@@ -109,7 +112,7 @@ class Hospital:
 
         if self.settings.ledger_url is None:
             self.settings.var_dir.mkdir(parents=True, exist_ok=True)
-        return Ledger(self.settings.ledger)
+        return Ledger(self.settings.ledger, who=self.who)
 
     @cached_property
     def orthanc(self) -> Orthanc:
@@ -167,6 +170,13 @@ class Hospital:
         except AnonymizerError as error:
             raise BadSettings(str(error), remedy=error.remedy) from None
         return keys
+
+    @property
+    def review_key(self) -> bytes:
+        """Marks held images. Who has Orthanc's password can read them there: he learns no more."""
+        from anonymizer.keys import derived_key
+
+        return derived_key(self.secret("orthanc_password").encode(), b"segnode held image v1")
 
     @cached_property
     def destinations(self) -> Mapping[str, Pacs]:
@@ -230,13 +240,27 @@ class Hospital:
         """Sends the wake-up of a job's step."""
         from node.edges.tasks import waker
 
-        return waker(self.celery, self.ledger)
+        return waker(self.celery, self.terms)
+
+    @cached_property
+    def terms(self) -> Terms:
+        """On which terms steps run: leases, deadlines, how many jobs the compute zone gets."""
+        from node.pipeline import with_deadlines
+        from node.pipeline.run import Terms
+
+        workers = self.settings.workers
+        return Terms(
+            lease_s=workers.recovery_s * 0.7,  # the rest is the sweeper's
+            steps=with_deadlines(self.settings.deadlines_s.model_dump(exclude_none=True)),
+            at_most={COMPUTE_QUEUE: workers.compute_ahead or workers.compute_processes + 1},
+        )
 
     def steps(self) -> Mapping[StepName, StepFunction]:
         """The eight steps with the real outside; ``infer`` is handed to the compute zone."""
         from node.edges.tasks import hand_over
 
-        return {**self.local_steps(), StepName.INFER: hand_over(self.celery, self.ledger)}
+        handed = hand_over(self.celery, self.ledger, self.terms)
+        return {**self.local_steps(), StepName.INFER: handed}
 
     def local_steps(self) -> Mapping[StepName, StepFunction]:
         """All steps but ``infer``."""
@@ -279,6 +303,7 @@ class Hospital:
                 vault=self.vault,
                 policy=self.policy,
                 keys=self.pseudonym_keys,
+                review_key=self.review_key,
             ),
             StepName.ENCODE: partial(
                 encode,
@@ -295,6 +320,7 @@ class Hospital:
                 destinations=self.destinations,
                 prover=prover,
                 note=self.ledger.note,
+                paused=self.ledger.paused,
             ),
             StepName.CONFIRM: partial(
                 confirm,
@@ -302,6 +328,7 @@ class Hospital:
                 artifacts=self.artifacts,
                 prover=prover,
                 note=self.ledger.note,
+                paused=self.ledger.paused,
             ),
         }
 
@@ -361,47 +388,17 @@ class Hospital:
 
         return OrthancStorage(self.orthanc)
 
-    @property
-    def space_log(self) -> SpaceLog:
-        """How full the disks were."""
-        from node.edges.space import SpaceLog
-
-        return SpaceLog(self.settings.var_dir / "space.json")
-
-    @cached_property
-    def retention(self) -> Retention:
-        """What is freed when nothing needs it any more."""
-        from node.edges.retention import Keep, Retention
-
-        days = {
-            name: None if value == "for ever" else value for name, value in self.settings.retention
-        }
-        return Retention(
-            self.ledger.database, self.artifacts, self.vault, self.orthanc_storage,
-            Keep(**days),
-        )  # fmt: skip
-
-    def chores(self) -> list[Chore]:
-        """What the watch does now and then."""
-        from node.edges.chores import Chore
-
-        storage, retention = self.orthanc_storage, self.retention
-        return [
-            Chore("restore", 30.0, storage.restore),
-            Chore("space", 600.0, lambda: self.space_log.add(storage.state().disks)),
-            Chore("free working data", 120.0, retention.free_working_data),
-            Chore("delete received", 3600.0, retention.delete_received),
-        ]
-
     # -- processes ---------------------------------------------------------------------------
 
     def run_watch(self) -> None:
         """The watch and its chores, until the process is told to stop."""
-        from node.edges.chores import Chores
         from node.edges.watch import Watch
+        from node.upkeep import chores
 
         receive = self.settings.receive
-        Chores(self.chores()).start(threading.Event())
+        stop = threading.Event()
+        self._sweep(stop)
+        chores(self).start(stop)
         watch = Watch(
             self.orthanc,
             self.ledger,
@@ -410,7 +407,26 @@ class Hospital:
             max_quiet_s=max(receive.quiet_s, receive.max_quiet_s),
             may_open=lambda: self.orthanc_storage.has_looked,
         )
-        watch.run(threading.Event(), self.nudges.wait, receive.poll_s)
+        watch.run(stop, self.nudges.wait, receive.poll_s)
+
+    def _sweep(self, stop: threading.Event) -> None:
+        """The sweeper, and the ear for the compute zone, each in a thread of its own."""
+        from node.edges.compute_news import listen
+        from node.edges.sweeper import Sweeper
+        from node.edges.tasks import compute_news, wake_queue
+
+        def wake(queue: str) -> None:
+            wake_queue(self.celery, self.terms, queue)
+
+        counter = message_counter(self.broker_url)
+        sweeper = Sweeper(self.ledger, self.terms, counter, wake)
+        heard = compute_news(self.ledger, self.wake, lambda: wake(COMPUTE_QUEUE), self.terms)
+        every_s = self.settings.workers.recovery_s * 0.15
+        for target, arguments in (
+            (sweeper.run, (stop, every_s)),
+            (listen, (self.celery, heard, stop)),
+        ):
+            threading.Thread(target=target, args=arguments, daemon=True).start()
 
     def run_console(self) -> None:
         """The console's HTTP interface."""
@@ -425,22 +441,29 @@ class Hospital:
             self.secret("console_token"),
             self.nudges.send,
             destinations=("sender", *self.destinations),
+            review_key=self.review_key,
         )
         console = self.settings.console
         serve(app, console.host, console.port)
 
     def run_worker(self) -> None:
-        """The hospital workers."""
+        """The hospital workers: everything but talking to destinations."""
+        self._run_worker("hospital", HOSPITAL_QUEUES, self.settings.workers.hospital_processes)
+
+    def run_delivery(self) -> None:
+        """The workers that talk to destinations, and may have to wait for them."""
+        self._run_worker("delivery", DELIVERY_QUEUES, self.settings.workers.delivery_processes)
+
+    def _run_worker(self, name: str, queues: tuple[str, ...], processes: int) -> None:
         from celery.signals import worker_process_init
 
         from node.edges.tasks import register_hospital_tasks
 
-        register_hospital_tasks(self.celery, self.ledger, self.steps(), self.wake)
+        register_hospital_tasks(self.celery, self.ledger, self.steps(), self.wake, self.terms)
         worker_process_init.connect(
             lambda **_: self.ledger.database.forget_connections(), weak=False
         )
-        processes = self.settings.workers.hospital_processes
-        _run_celery(self.celery, "hospital", HOSPITAL_QUEUES, processes)
+        _run_celery(self.celery, name, queues, processes)
 
 
 def run_compute(settings: ComputeSettings) -> None:

@@ -116,6 +116,7 @@ class Journey:
                 vault=self.vault,
                 policy=policy_with(Deidentify()),
                 keys=PseudonymKeys.from_secret(b"p" * 32),
+                review_key=b"r" * 32,
             ),
             StepName.INFER: self._infer,
             StepName.ENCODE: partial(

@@ -7,17 +7,25 @@ with a killed pool child, or runs it for ever).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from celery import Celery
+from kombu.exceptions import OperationalError
 
-HOSPITAL_QUEUES = ("io", "cpu")
 COMPUTE_QUEUE = "gpu"
+#: What the hospital does of ``infer``: it hands a job over to the compute queue.
+HAND_OVER_QUEUE = "hand-over"
+#: What the hospital's workers do, and what those do that wait for destinations.
+HOSPITAL_QUEUES = ("io", "cpu", HAND_OVER_QUEUE)
+DELIVERY_QUEUES = ("pacs",)
 
-#: Task names, shared by both zones. Their arguments are ids of ours, never a patient's value.
-RUN_STEP = "segnode.run_step"
+#: Task names. Their arguments are names and ids of ours, never a patient's value.
+RUN_NEXT = "segnode.run_next"
 INFER = "segnode.infer"
-INFER_ALIVE = "segnode.infer_alive"
-INFER_DONE = "segnode.infer_done"
-INFER_FAILED = "segnode.infer_failed"
+
+#: A broker that says nothing for so long does not answer: nobody waits for it for ever.
+_TIMEOUT_S = 5.0
 
 
 def celery_app(name: str, broker_url: str) -> Celery:
@@ -30,11 +38,54 @@ def celery_app(name: str, broker_url: str) -> Celery:
         task_default_queue="io",
         task_acks_late=False,
         worker_prefetch_multiplier=1,
+        # What no process is free for stays in the broker, where it can be counted.
+        worker_disable_prefetch=True,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_send_task_events=False,
         broker_connection_retry_on_startup=True,
-        broker_transport_options={"socket_keepalive": True, "retry_on_timeout": True},
+        broker_transport_options={
+            "socket_keepalive": True,
+            "socket_timeout": _TIMEOUT_S,
+            "socket_connect_timeout": _TIMEOUT_S,
+            "retry_on_timeout": True,
+        },
         broker_connection_max_retries=None,
     )
     return app
+
+
+def message_counter(broker_url: str) -> Callable[[str], int]:
+    """How many messages of a queue nobody has taken yet, asked of Redis.
+
+    What it gives raises OperationalError when the broker does not answer.
+    """
+    import redis  # here: it imports what the compute zone must not have
+
+    client = redis.Redis.from_url(
+        broker_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
+    )
+
+    def messages_in(queue: str) -> int:
+        try:
+            return int(client.llen(queue))
+        except redis.RedisError:
+            raise OperationalError("Redis does not answer") from None
+
+    return messages_in
+
+
+def wake_up_queue(queue: str) -> str:
+    """Where the wake-ups for the steps of a queue go."""
+    return HAND_OVER_QUEUE if queue == COMPUTE_QUEUE else queue
+
+
+def send(app: Celery, task: str, arguments: list[Any], queue: str, time_limit_s: float) -> None:
+    """One message, tried once. Its task is killed, with its process, after ``time_limit_s``.
+
+    Raises
+    ------
+    OperationalError
+        The broker does not answer.
+    """
+    app.send_task(task, args=arguments, queue=queue, retry=False, time_limit=time_limit_s)

@@ -9,13 +9,13 @@ import threading
 from collections.abc import Callable
 
 from celery import Celery
-from kombu.exceptions import OperationalError
 
 from node import log
-from node.edges.celery_app import INFER, INFER_ALIVE, INFER_DONE, INFER_FAILED
+from node.edges.celery_app import INFER
+from node.edges.compute_news import ALIVE, DONE, FAILED, tell
 from node.errors import NodeError
 
-_HEARTBEAT_S = 5.0
+_HEARTBEAT_S = 2.0
 
 
 def register_compute_task(
@@ -40,21 +40,18 @@ def register_compute_task(
                 digest = infer(job_id, instances_digest, model, model_digest, heartbeat.report)
         except NodeError as error:
             logger.warning("step stopped", error=type(error).__name__)
-            _tell(
-                app, INFER_FAILED, job_id, attempt, type(error).__name__, str(error), error.remedy
-            )
+            _failed(app, job_id, attempt, type(error).__name__, str(error), error.remedy)
         except Exception as error:  # noqa: BLE001 - scrubbed; the hospital zone records it
             place = log.place_of(error)
             logger.error("step failed", error=type(error).__name__, place=place)
-            told = (
-                "NodeError",
+            _failed(
+                app, job_id, attempt, "NodeError",
                 f"Unexpected {type(error).__name__} at {place}",
                 "Report this line as a defect of the model or of segnode, then retry the job.",
-            )
-            _tell(app, INFER_FAILED, job_id, attempt, *told)
+            )  # fmt: skip
         else:
             logger.info("step done")
-            _tell(app, INFER_DONE, job_id, digest)
+            tell(app, DONE, job_id, attempt, label_map=digest)
 
 
 class _Heartbeat:
@@ -80,12 +77,9 @@ class _Heartbeat:
     def _beat(self) -> None:
         wait_s = 0.0
         while not self._stopped.wait(wait_s):
-            _tell(self._app, INFER_ALIVE, self._job_id, self._attempt, self._progress)
+            tell(self._app, ALIVE, self._job_id, self._attempt, progress=self._progress)
             wait_s = 1.0 if wait_s == 0.0 else min(wait_s * 1.5, _HEARTBEAT_S)
 
 
-def _tell(app: Celery, task: str, *args: object) -> None:
-    try:
-        app.send_task(task, args=args, queue="io", retry=False)
-    except OperationalError:
-        log.get().warning("broker does not answer; the lease will run out")
+def _failed(app: Celery, job_id: str, attempt: int, error: str, cause: str, remedy: str) -> None:
+    tell(app, FAILED, job_id, attempt, error=error, cause=cause, remedy=remedy)

@@ -12,7 +12,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from starlette.applications import Starlette
@@ -77,6 +77,8 @@ def console_app(
     token: str,
     nudge: Callable[[], None],
     destinations: Sequence[str] = ("sender",),
+    *,
+    review_key: bytes,
 ) -> Starlette:
     """The console's ASGI application.
 
@@ -90,10 +92,14 @@ def console_app(
         Wakes the receiver and the sweeper; called when something arrived or became due.
     destinations
         Where a person may have results sent: ``sender``, or the name of a peer.
+    review_key
+        Tells whether a held image is still the one that was examined.
     """
     if not token:
         raise ValueError("the console needs a token")
-    console = _Console(ledger, orthanc, artifacts, manifests, nudge, tuple(destinations))
+    console = _Console(
+        ledger, orthanc, artifacts, manifests, nudge, tuple(destinations), review_key
+    )
     return Starlette(
         routes=[
             Route("/health", _health, methods=["GET"]),
@@ -132,6 +138,7 @@ class _Console:
     manifests: Mapping[str, ModelManifest]
     nudge: Callable[[], None]
     destinations: tuple[str, ...]
+    review_key: bytes = field(repr=False)
 
     def nudged(self, _request: Request) -> Response:
         """``POST /nudge``: something arrived in Orthanc."""
@@ -197,7 +204,7 @@ class _Console:
                 raise IndexError("images count from 1")
             image = review.images[number - 1]
             data = self.orthanc.instance_file(job.instance_ids[image.number - 1])
-            png = picture_of(image, data, frame - 1)
+            png = picture_of(image, data, frame - 1, self.review_key)
         except IndexError:
             raise Refused(404, "There is no such picture.", "Reload the page.") from None
         return Response(png, media_type="image/png", headers={"Cache-Control": "no-store"})

@@ -1,16 +1,18 @@
 """The ledger: every job, lease and attempt, in one database. It decides; the broker only wakes.
 
-SQLAlchemy over SQLite (one machine) or PostgreSQL (many). Every public method is one transaction,
-and every change of state goes through ``node.jobs.TRANSITIONS``. Nothing here comes from a
-patient: instances are known by Orthanc's hashes, causes by tags and keywords.
+SQLAlchemy over SQLite (one machine) or PostgreSQL (many). Every change of state goes through
+``node.jobs.TRANSITIONS``, under the lock of the job's study, and into the study's journal, in one
+transaction. Nothing here comes from a patient: instances are known by Orthanc's hashes, causes by
+tags and keywords.
+
+What a running step needs is here; what sweepers and people do is in the two classes it is made of.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,33 +20,30 @@ import sqlalchemy as sa
 
 from node.edges.arrivals import mark_quiet
 from node.edges.database import Database
-from node.edges.ledger_lookups import Lookups
-from node.edges.ledger_moves import (
-    WAKE_GRACE_S,
-    Moves,
-    for_wish,
-    held_by,
-    plain_wish,
-    set_of,
-    taken,
-)
+from node.edges.ledger_moves import Moves, for_wish, held_by, taken
+from node.edges.ledger_people import People
+from node.edges.ledger_sweeps import Sweeps, claimable
 from node.edges.ledger_tables import JOBS, job_of
-from node.errors import NotPossible
-from node.jobs import BY_HAND, Event, Explained, Job, State, StepName, Wish
-from node.pipeline.delivery import hurried, resumed
+from node.jobs import BY_HAND, Event, Explained, Job, State, Step, StepName, Wish
+from node.pipeline import BY_NAME
+from node.pipeline.delivery import read_deliveries
 from node.pipeline.replaced import OF_DELIVERY
 
-#: A wake-up that brought nobody is sent again after this long: the broker may have lost it.
-RESEND_S = 30.0
 #: Facts of one delivery, which the next one does not share.
 _OF_DELIVERY = ("unsuitable", "results", "plan", "delivery")
+#: How many jobs to try for: others may take the first ones in the same moment.
+_CANDIDATES = 8
 
 
-class Ledger(Lookups):
+class Ledger(Sweeps, People):
     """Jobs and everything that happens to them. Safe to share between threads and processes."""
 
-    def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
-        self.database = Database(url, clock=clock)
+    def __init__(
+        self, url: str, *, clock: Callable[[], float] = time.time, who: str = "segnode"
+    ) -> None:
+        super().__init__(Database(url, clock=clock), who)
+
+    # -- a job's beginning -----------------------------------------------------------------
 
     def open_jobs(
         self,
@@ -58,295 +57,242 @@ class Ledger(Lookups):
 
         The series stays to be looked at if something has arrived after ``as_of``.
 
-        Jobs of the same series that have not delivered yet are superseded: they know too little.
+        Jobs of the series that know fewer instances are superseded, unless something of them has
+        been sent: then a newer result follows theirs. A model that a person asked for is run again
+        on what there is now. Jobs of the same instances that ended without a result begin anew.
         """
         job = Job(uuid.uuid4().hex, series_id, study_id, tuple(sorted(instance_ids)))
-        with self._moves() as moves:
+        if not instance_ids:
+            with self.database.transaction() as tx:
+                mark_quiet(tx, series_id, as_of)
+            return None
+        with self.moves(study_id) as moves:
             mark_quiet(moves.tx, series_id, as_of)
-            same = sa.select(JOBS.c.id).where(
-                JOBS.c.series_id == series_id,
-                JOBS.c.instance_set == set_of(job),
-                JOBS.c.rule != BY_HAND,  # asking for a model by hand does not silence the rules
-            )
-            if not instance_ids or moves.tx.scalar(same):
-                return None
-            held = sa.select(JOBS).where(JOBS.c.series_id == series_id)
-            for older in moves.tx.execute(held).all():
-                moves.happen(job_of(older._mapping), Event.SUPERSEDE)
-            moves.insert(job)
-        return self.job(job.id)
+            known = self._of_series(moves, series_id)
+            same = [one for one in known if set(one.instance_ids) == set(instance_ids)]
+            asked_again = self._supersede(moves, known, job)
+            for wanted in asked_again:
+                if not any(one.rule == BY_HAND and one.key == wanted.key for one in same):
+                    moves.insert(wanted)
+            if ruled := [one for one in same if one.rule != BY_HAND]:
+                again = [self._begin_anew(moves, one) for one in ruled]
+                return next((one for one in again if one), None)
+            return moves.insert(job)
+
+    def _of_series(self, moves: Moves, series_id: str) -> list[Job]:
+        query = sa.select(JOBS).where(JOBS.c.series_id == series_id).order_by(JOBS.c.created_at)
+        return [job_of(row._mapping) for row in moves.tx.execute(query)]
+
+    def _supersede(self, moves: Moves, known: Sequence[Job], newer: Job) -> list[Job]:
+        """End the jobs that know fewer instances; the jobs by hand that have to follow them."""
+        follow: dict[str, Job] = {}
+        for older in known:
+            if not set(older.instance_ids) < set(newer.instance_ids):
+                continue
+            if not _being_sent(older):
+                moves.happen(
+                    older, Event.SUPERSEDE, next_try_at=None,
+                    cause="More instances of the series have arrived",
+                    remedy="Nothing to do: see the newer job of this series.", error="",
+                )  # fmt: skip
+            if "wish" in older.facts and older.state not in (State.CANCELED, State.SUPERSEDED):
+                fresh = replace(newer, id=uuid.uuid4().hex, facts={"wish": older.facts["wish"]})
+                following = replace(fresh, **{name: getattr(older, name) for name in _OF_WISH})
+                follow[following.key] = following
+        return list(follow.values())
+
+    def _begin_anew(self, moves: Moves, job: Job) -> Job | None:
+        wish = {"wish": job.facts["wish"]} if "wish" in job.facts else {}
+        return moves.happen(
+            job, Event.ARRIVED_AGAIN, step=StepName.RECEIVE, facts=wish,
+            next_try_at=None, cause="", remedy="", error="",
+        )  # fmt: skip
 
     # -- a step's life ---------------------------------------------------------------------
 
-    def claim(self, job_id: str, step: StepName, lease_s: float) -> Job | None:
-        """Take the step: attempt + 1 and a lease. None when someone else has it or it is past."""
-        now = self.database.clock()
-        claimable = sa.and_(
-            JOBS.c.id == job_id,
-            JOBS.c.step == step,
-            JOBS.c.state.in_([State.QUEUED, State.WAITING]),
-            sa.or_(JOBS.c.next_try_at.is_(None), JOBS.c.next_try_at <= now),
+    def claim_next(
+        self, steps: Sequence[Step], lease_s: float, at_most: int | None = None
+    ) -> Job | None:
+        """Take the job whose turn it is, of those that wait for one of ``steps``.
+
+        None when nothing is due, the queue is paused, or ``at_most`` of them run already.
+        """
+        names = [step.name for step in steps]
+        running = sa.select(sa.func.count()).where(
+            JOBS.c.state == State.RUNNING, JOBS.c.step.in_(names)
         )
-        with self._moves() as moves:
-            claimed = moves.tx.execute(
-                sa.update(JOBS)
-                .where(claimable)
-                .values(
-                    state=State.RUNNING,
-                    attempt=JOBS.c.attempt + 1,
-                    lease_until=now + lease_s,
-                    wake_at=None,
-                    next_try_at=None,
-                    progress=0.0,
-                    updated_at=now,
-                )
-            )
-            if claimed.rowcount != 1:
+        with self.database.transaction() as tx:
+            if self._paused_queues(tx).intersection(step.queue for step in steps):
                 return None
-            job = moves.job(job_id)
-            assert job is not None  # noqa: S101 - it was changed in this transaction
-            moves.begin_attempt(job)
-        return job
+            if at_most is not None and (tx.scalar(running) or 0) >= at_most:
+                return None
+            due = sa.select(JOBS).where(claimable(self.database.clock()), JOBS.c.step.in_(names))
+            turn = due.order_by(JOBS.c.rank, JOBS.c.id).limit(_CANDIDATES)
+            candidates = [job_of(row._mapping) for row in tx.execute(turn)]
+        deadlines = {step.name: step.deadline_s for step in steps}
+        taken_ = (self._take(one, lease_s, deadlines[one.step]) for one in candidates)
+        return next((one for one in taken_ if one), None)
+
+    def claim(self, job_id: str, step: StepName, lease_s: float) -> Job | None:
+        """Take the step of this one job. None when someone else has it or it is past."""
+        found = self.job(job_id)
+        if found is None or found.step is not step:
+            return None
+        return self._take(found, lease_s, BY_NAME[step].deadline_s)
+
+    def _take(self, job: Job, lease_s: float, deadline_s: float) -> Job | None:
+        with self.moves(job.study_id) as moves:
+            due = sa.select(JOBS.c.id).where(JOBS.c.id == job.id, claimable(moves.now))
+            if moves.tx.scalar(due) is None:
+                return None
+            return moves.happen(
+                job, Event.CLAIM, attempt=job.attempt + 1, lease=job.lease + 1,
+                lease_until=moves.now + lease_s, deadline_at=moves.now + deadline_s,
+                next_try_at=None, progress=0.0,
+            )  # fmt: skip
 
     def extend(self, job: Job, lease_s: float, progress: float | None = None) -> bool:
-        """Keep the lease of a running step; False when it is no longer ours."""
+        """Keep the lease of a running step; False when it is not ours any more, or overdue."""
         now = self.database.clock()
-        values: dict[str, Any] = {"lease_until": now + lease_s, "updated_at": now}
+        values: dict[str, Any] = {
+            "lease_until": sa.case(
+                (JOBS.c.deadline_at < now + lease_s, JOBS.c.deadline_at), else_=now + lease_s
+            ),
+            "updated_at": now,
+        }
         if progress is not None:
             values["progress"] = progress
-        with self._moves() as moves:
-            kept = moves.tx.execute(sa.update(JOBS).where(held_by(job)).values(**values))
+        alive = sa.or_(JOBS.c.deadline_at.is_(None), JOBS.c.deadline_at > now)
+        with self.database.transaction() as tx:
+            kept = tx.execute(sa.update(JOBS).where(held_by(job), alive).values(**values))
             return bool(kept.rowcount == 1)
 
     def note(self, job: Job, facts: Mapping[str, Any]) -> bool:
         """Keep what a running step has reached: the next try begins there, even after a kill."""
-        with self._moves() as moves:
-            noted = moves.tx.execute(
-                sa.update(JOBS).where(held_by(job)).values(facts={**job.facts, **facts})
-            )
-            return bool(noted.rowcount == 1)
+        with self.moves(job.study_id) as moves:
+            held = moves.holds(job)
+            if held is None:
+                return False
+            changed = sa.update(JOBS).where(held_by(job))
+            moves.tx.execute(changed.values(facts={**held.facts, **facts}))
+            return True
 
     def finish(self, job: Job, facts: Mapping[str, Any]) -> Job | None:
         """The step is done: add its facts, make the next step due. None when not ours any more."""
-        with self._moves() as moves:
-            if not moves.holds(job):
+        with self.moves(job.study_id) as moves:
+            held = moves.holds(job)
+            if held is None:
                 return None
-            moves.end_attempt(job, "done")
             following = job.step.next
             event = Event.STEP_DONE if following else Event.LAST_STEP_DONE
-            moves.happen(
-                job, event, step=following or job.step, attempt=0,
-                facts={**job.facts, **facts}, progress=0.0 if following else 1.0,
-                wake_at=moves.now + WAKE_GRACE_S if following else None,
-                cause="", remedy="", error="",
+            return moves.happen(
+                held, event, outcome="done", step=following or job.step, progress=1.0,
+                facts={**held.facts, **facts}, cause="", remedy="", error="",
             )  # fmt: skip
-        return self.job(job.id)
 
     def redirect(
         self, job: Job, step: StepName, facts: Mapping[str, Any], cause: str
     ) -> Job | None:
         """The job goes on at ``step`` with fresh attempts. None when not ours any more."""
-        with self._moves() as moves:
-            if not moves.holds(job):
-                return None
-            moves.end_attempt(job, f"on to {step}")
-            moves.happen(
-                job, Event.REDIRECT, step=step, attempt=0, progress=0.0, lease_until=None,
-                facts={**job.facts, **facts}, wake_at=moves.now + WAKE_GRACE_S,
-                cause=cause, remedy="", error="",
-            )  # fmt: skip
-        return self.job(job.id)
+        return self._stop(
+            job, Event.REDIRECT, facts, outcome=f"on to {step}", step=step,
+            cause=cause, remedy="", error="",
+        )  # fmt: skip
 
     def fork(self, job: Job, wishes: Sequence[Wish]) -> list[Job]:
-        """Route is done: this job takes the first wish, one new job is made of each other."""
-        made = [job.id]
-        with self._moves() as moves:
-            if not moves.holds(job):
+        """Route is done: this job takes the first wish, one new job is made of each other.
+
+        A job that was routed before keeps its model and rule if they are still wished for.
+        """
+        with self.moves(job.study_id) as moves:
+            held = moves.holds(job)
+            if held is None:
                 return []
-            moves.end_attempt(job, "done")
-            open_wishes = [wish for wish in wishes if not taken(moves.tx, job, wish)]
+            mine = sorted(wishes, key=lambda wish: for_wish(held, wish).key != held.key)
+            open_wishes = [wish for wish in mine if not taken(moves.tx, held, wish)]
             if not open_wishes:
                 moves.happen(
-                    job, Event.SUPERSEDE, wake_at=None, lease_until=None,
+                    held, Event.SUPERSEDE, outcome="done",
                     cause="Another job has the same instances and model",
                     remedy="Nothing to do: see the other job of this series.",
                 )  # fmt: skip
                 return []
             first, *others = open_wishes
-            moves.happen(
-                for_wish(job, first), Event.STEP_DONE,
-                step=StepName.DEIDENTIFY, attempt=0, wake_at=moves.now + WAKE_GRACE_S,
-                facts=for_wish(job, first).facts,
+            wanted = vars(for_wish(held, first))
+            changes = {name: wanted[name] for name in _OF_WISH} | {"facts": wanted["facts"]}
+            following = moves.happen(
+                held, Event.STEP_DONE, outcome="done", step=StepName.DEIDENTIFY,
+                cause="", remedy="", error="", **changes,
             )  # fmt: skip
+            made = [following] if following else []
             for wish in others:
-                twin = replace(
-                    for_wish(job, wish), id=uuid.uuid4().hex, step=StepName.DEIDENTIFY,
-                    state=State.QUEUED, attempt=0,
+                twin = Job(
+                    uuid.uuid4().hex, job.series_id, job.study_id, job.instance_ids,
+                    StepName.DEIDENTIFY, facts=held.facts,
                 )  # fmt: skip
-                moves.insert(twin)
-                made.append(twin.id)
-        return [found for found in map(self.job, made) if found]
+                made.append(moves.insert(for_wish(twin, wish)))
+            return made
 
     def wait(
         self, job: Job, *, cause: str, remedy: str, error: str, delay_s: float,
-        facts: Mapping[str, Any] | None = None, counts: bool = True,
+        facts: Mapping[str, Any] | None = None, patience_s: float | None = None,
     ) -> None:  # fmt: skip
         """Something outside did not answer: try the step again after ``delay_s``.
 
-        Waiting for what may take days is no failed try: with ``counts`` false it uses up none.
+        However often, as long as the step has not been due for ``patience_s``: then it is given up.
         """
-        at = self.database.clock() + delay_s
-        reached = {"facts": {**job.facts, **facts}} if facts else {}  # or what was noted stays
-        self._stop(
-            job, Event.UNAVAILABLE, cause, remedy, error, next_try_at=at, wake_at=at,
-            attempt=job.attempt if counts else job.attempt - 1, **reached,
-        )  # fmt: skip
+        next_try_at = self.database.clock() + delay_s
+        told = {"cause": cause, "remedy": remedy, "error": error}
+        if patience_s is not None and next_try_at > job.step_since + patience_s:
+            self._stop(job, Event.PATIENCE_ENDED, facts, **told)
+            return
+        self._stop(job, Event.UNAVAILABLE, facts, next_try_at=next_try_at, **told)
 
     def end(
         self, job: Job, event: Event, *, cause: str, remedy: str, error: str,
         facts: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """The job stops here, kept with its cause and remedy; ``facts`` are added to its own."""
-        known = {**job.facts, **(facts or {})}
-        self._stop(job, event, cause, remedy, error, wake_at=None, facts=known)
+        self._stop(job, event, facts, cause=cause, remedy=remedy, error=error)
 
     def explained(self, job: Job, done: Explained) -> None:
         """Stop a job whose destinations keep the document that says why there is no result.
 
         Its working data is gone: a retry begins where the series is de-identified.
         """
-        kept = {name: fact for name, fact in job.facts.items() if name not in _OF_DELIVERY}
+        dropped = dict.fromkeys(_OF_DELIVERY)
         # A result may replace the page, when more instances come.
         told = {name: job.facts[name] for name in OF_DELIVERY if name in job.facts}
         self._stop(
-            job, Event.EXPLAINED, **vars(done.reason), wake_at=None, step=StepName.DEIDENTIFY,
-            facts={**kept, "explained": list(done.destinations), "told": told},
+            job, Event.EXPLAINED,
+            {**dropped, "explained": list(done.destinations), "told": told},
+            step=StepName.DEIDENTIFY, **vars(done.reason),
         )  # fmt: skip
-
-    # -- the sweeper -----------------------------------------------------------------------
-
-    def due(self) -> list[Job]:
-        """Jobs whose step nobody has taken yet; each is due again after ``RESEND_S``."""
-        now = self.database.clock()
-        with self._moves() as moves:
-            query = sa.select(JOBS).where(
-                JOBS.c.state.in_([State.QUEUED, State.WAITING]), JOBS.c.wake_at <= now
-            )
-            found = [job_of(row._mapping) for row in moves.tx.execute(query)]
-            self._sent(moves, found)
-        return found
-
-    def mark_sent(self, jobs: Sequence[Job]) -> None:
-        """A wake-up was sent for these: none other is due before ``RESEND_S``."""
-        with self._moves() as moves:
-            self._sent(moves, jobs)
-
-    def release_lost_leases(self, max_attempts: Mapping[StepName, int]) -> list[Job]:
-        """Queue again what a dead worker held; fail what has used up its attempts."""
-        now = self.database.clock()
-        with self._moves() as moves:
-            query = sa.select(JOBS).where(JOBS.c.state == State.RUNNING, JOBS.c.lease_until < now)
-            lost = [job_of(row._mapping) for row in moves.tx.execute(query)]
-            for job in lost:
-                moves.end_attempt(job, "lease ran out")
-                # A message that waited in the compute queue and was lost there is nobody's try.
-                never_started = job.step is StepName.INFER and job.progress == 0
-                attempt = job.attempt - 1 if never_started else job.attempt
-                if attempt < max_attempts[job.step]:
-                    moves.happen(
-                        job, Event.LEASE_RAN_OUT,
-                        attempt=attempt, wake_at=now, lease_until=None,
-                    )  # fmt: skip
-                    continue
-                moves.happen(
-                    job, Event.ATTEMPTS_USED_UP, wake_at=None, lease_until=None,
-                    cause=f"The worker of step {job.step} died {job.attempt} times",
-                    remedy="Look at the worker's log and memory, then retry the job.",
-                    error="LeaseRanOut",
-                )  # fmt: skip
-        return lost
-
-    # -- people ----------------------------------------------------------------------------
-
-    def retry(self, job_id: str, facts: Mapping[str, Any] | None = None) -> Job:
-        """Start the step at which a job stopped once more, with fresh attempts and more facts.
-
-        After ``deliver`` only what is not confirmed is sent again (``node.pipeline.delivery``). A
-        series that is held as incomplete is processed as it is.
-        """
-        job = self.find(job_id)
-        if job.state is State.INCOMPLETE:
-            facts = {**(facts or {}), "process_incomplete": True}
-        waits = job.state is State.WAITING
-        step, known = (job.step, hurried(job)) if waits else resumed(job)
-        return self._by_person(
-            job_id, Event.RETRY, step=step, attempt=0, cause="", remedy="", error="",
-            next_try_at=None, wake_at=self.database.clock(), facts={**known, **(facts or {})},
-        )  # fmt: skip
-
-    def cancel(self, job_id: str) -> Job:
-        """Stop a job; what was received stays in Orthanc."""
-        return self._by_person(
-            job_id, Event.CANCEL, cause="Canceled by a person",
-            remedy="Retry the job to go on where it stopped.", error="",
-            next_try_at=None, wake_at=None, lease_until=None,
-        )  # fmt: skip
-
-    def request(
-        self, series_id: str, study_id: str, instance_ids: Sequence[str], wish: Wish
-    ) -> Job:
-        """The job of these instances and this model, made now if there is none: a person asked."""
-        asked = Job(
-            uuid.uuid4().hex, series_id, study_id, tuple(sorted(instance_ids)),
-            facts={"wish": plain_wish(wish)},
-        )  # fmt: skip
-        same = sa.select(JOBS).where(
-            JOBS.c.series_id == series_id,
-            JOBS.c.instance_set == set_of(asked),
-            JOBS.c.model_digest == wish.model_digest,
-        )
-        with self._moves() as moves:
-            row = moves.tx.execute(same).first()
-            if row:
-                return job_of(row._mapping)
-            moves.insert(for_wish(asked, wish))
-        found = self.job(asked.id)
-        assert found is not None  # noqa: S101 - it was inserted in the transaction above
-        return found
-
-    # -- inside ----------------------------------------------------------------------------
-
-    @contextmanager
-    def _moves(self) -> Iterator[Moves]:
-        with self.database.transaction() as tx:
-            yield Moves(tx, self.database.clock())
-
-    def _sent(self, moves: Moves, jobs: Sequence[Job]) -> None:
-        moves.tx.execute(
-            sa.update(JOBS)
-            .where(JOBS.c.id.in_([job.id for job in jobs]), JOBS.c.wake_at.is_not(None))
-            .values(wake_at=moves.now + RESEND_S)
-        )
 
     def _stop(
-        self, job: Job, event: Event, cause: str, remedy: str, error: str, **values: Any
-    ) -> None:
-        with self._moves() as moves:
-            if not moves.holds(job):
-                return
-            moves.end_attempt(job, error or event)
-            moves.happen(
-                job, event, cause=cause, remedy=remedy, error=error, lease_until=None, **values
-            )
+        self, job: Job, event: Event, facts: Mapping[str, Any] | None, *, outcome: str = "",
+        **changes: Any,
+    ) -> Job | None:  # fmt: skip
+        """The try ends; ``facts`` are added to the job's, one that is None is taken from them."""
+        with self.moves(job.study_id) as moves:
+            held = moves.holds(job)
+            if held is None:
+                return None
+            kept = {k: v for k, v in {**held.facts, **(facts or {})}.items() if v is not None}
+            ended = outcome or changes.get("error") or ""
+            return moves.happen(held, event, outcome=ended, facts=kept, **changes)
 
-    def _by_person(self, job_id: str, event: Event, **values: Any) -> Job:
-        with self._moves() as moves:
-            job = moves.job(job_id)
-            if job is None:
-                raise NotPossible(f"There is no job {job_id}; `segnode jobs` lists them.")
-            moves.end_attempt(job, event)
-            if not moves.happen(job, event, **values):
-                raise NotPossible(f"A job that is {job.state} cannot be changed by {event}.")
-        found = self.job(job_id)
-        assert found is not None  # noqa: S101 - jobs are never removed
-        return found
+
+#: What a wish says of a job.
+_OF_WISH = ("rule", "rule_version", "model", "model_digest", "destinations", "priority")
+
+
+def _being_sent(job: Job) -> bool:
+    """A destination may hold something of it: it goes on to its end, and a newer one follows.
+
+    What waits for a destination that has taken nothing yet (it was down all night) never goes out.
+    """
+    if job.step is not StepName.DELIVER:
+        return job.step is StepName.CONFIRM
+    taken_by_somebody = any(one.accepted for one in read_deliveries(job).values())
+    return job.state is State.RUNNING or job.crashes > 0 or taken_by_somebody

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import sqlalchemy as sa
 
 from node.edges.database import Database
-from node.edges.ledger_moves import read_job
+from node.edges.journal import Chain
+from node.edges.ledger_moves import Moves, read_job
 from node.edges.ledger_tables import ATTEMPTS, JOBS, job_of
 from node.errors import NotPossible
 from node.jobs import Attempt, Job, State, StepName
 
 
 class Lookups:
-    """The questions that change nothing."""
+    """The database, in whose name it is changed, and the questions that change nothing.
 
-    database: Database
+    ``who`` stands in the journal: ``worker``, ``sweeper``, ``person at the console`` ….
+    """
+
+    def __init__(self, database: Database, who: str) -> None:
+        self.database, self.who = database, who
+
+    @contextmanager
+    def moves(self, study_id: str) -> Iterator[Moves]:
+        """A transaction on the jobs of one study, which is locked for its length."""
+        with self.database.transaction() as tx:
+            yield Moves(tx, self.database.clock(), self.who, Chain(tx, study_id))
 
     def job(self, job_id: str) -> Job | None:
         """One job, or None."""
@@ -39,11 +51,18 @@ class Lookups:
             raise NotPossible(f"There is {how_many} whose id begins with {beginning}.")
         return found[0]
 
-    def jobs(self, limit: int = 200, study_id: str | None = None) -> list[Job]:
-        """The newest jobs first, of one study if asked."""
+    def jobs(
+        self,
+        limit: int = 200,
+        study_id: str | None = None,
+        states: Collection[State] | None = None,
+    ) -> list[Job]:
+        """The newest jobs first; of one study, or in some states, if asked."""
         query = sa.select(JOBS).order_by(JOBS.c.created_at.desc(), JOBS.c.id).limit(limit)
         if study_id is not None:
             query = query.where(JOBS.c.study_id == study_id)
+        if states is not None:
+            query = query.where(JOBS.c.state.in_(list(states)))
         with self.database.transaction() as tx:
             return [job_of(row._mapping) for row in tx.execute(query)]
 

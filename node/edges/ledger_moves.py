@@ -1,4 +1,4 @@
-"""How the row of a job changes: inside a transaction, and along the transition table only."""
+"""How the row of a job changes: under its study's lock, along the transition table, journaled."""
 
 from __future__ import annotations
 
@@ -8,55 +8,87 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from node.edges.journal import Chain
 from node.edges.ledger_tables import ATTEMPTS, JOB_FIELDS, JOBS, job_of
-from node.jobs import Event, Job, State, Wish, after, job_key
+from node.jobs import Event, Job, Priority, State, Wish, after, job_key
 
-#: Who ends a step wakes the next one itself; the sweeper does it if that has not happened by then.
-WAKE_GRACE_S = 2.0
+#: The step begins anew, even where it is the same.
+_AFRESH = (Event.REDIRECT, Event.RETRY, Event.ARRIVED_AGAIN)
+#: Fields of a job that its row keeps as lists.
+_LISTS = ("instance_ids", "destinations")
 
 
 @dataclass(frozen=True)
 class Moves:
-    """What happens to jobs in one transaction, at one time."""
+    """What happens to jobs of one study in one transaction, at one time, in somebody's name.
+
+    The only writer of states. Each change is conditional on the state and the lease that the job
+    was read with, so whoever comes second changes nothing.
+    """
 
     tx: Connection
     now: float
+    who: str
+    journal: Chain
 
     def job(self, job_id: str) -> Job | None:
         """The job as it stands, or None."""
         return read_job(self.tx, job_id)
 
-    def insert(self, job: Job) -> None:
+    def insert(self, job: Job) -> Job:
         """A new job; its first step is due."""
+        state = after(None, Event.OPEN)
+        assert state is not None  # noqa: S101 - it stands in the table
+        job = replace(
+            job, state=state, created_at=self.now, updated_at=self.now, step_since=self.now
+        )
         row = {name: getattr(job, name) for name in JOB_FIELDS}
+        row |= {name: list(row[name]) for name in _LISTS}
         row |= {
-            "instance_ids": list(job.instance_ids), "destinations": list(job.destinations),
             "facts": dict(job.facts), "key": job.key, "instance_set": set_of(job),
-            "created_at": self.now, "updated_at": self.now, "wake_at": self.now + WAKE_GRACE_S,
+            "rank": rank_of(job),
         }  # fmt: skip
         self.tx.execute(sa.insert(JOBS).values(**row))
+        self.journal.append(self.now, self.who, Event.OPEN, state, job)
+        return job
 
-    def happen(self, job: Job, event: Event, **values: Any) -> bool:
-        """Move a job along the transition table; False if ``event`` cannot happen to it."""
+    def happen(
+        self, job: Job, event: Event, *, outcome: str = "", lease_until: float | None = None,
+        deadline_at: float | None = None, **changes: Any,
+    ) -> Job | None:  # fmt: skip
+        """Move a job along the transition table; None if that cannot happen to it (any more).
+
+        ``job`` is as it was read; ``changes`` are other fields of it. A try that runs ends with
+        ``outcome`` (by default the event), and its lease with it.
+        """
         state = after(job.state, event)
         if state is None:
-            return False
-        for name in ("model", "model_digest", "rule", "rule_version"):
-            values.setdefault(name, getattr(job, name))
-        values.setdefault("destinations", list(job.destinations))
-        self.tx.execute(
-            sa.update(JOBS)
-            .where(JOBS.c.id == job.id)
-            .values(state=state, key=job.key, updated_at=self.now, **values)
-        )
-        return True
+            return None
+        moved = replace(job, state=state, updated_at=self.now, **changes)
+        if moved.step is not job.step or event in _AFRESH:
+            moved = replace(moved, step_since=self.now, attempt=0, crashes=0, progress=0.0)
+        row = {name: getattr(moved, name) for name in JOB_FIELDS if name != "id"}
+        row |= {name: list(row[name]) for name in _LISTS}
+        row |= {
+            "facts": dict(moved.facts), "key": moved.key, "rank": rank_of(moved),
+            "lease_until": lease_until, "deadline_at": deadline_at,
+        }  # fmt: skip
+        as_read = (JOBS.c.id == job.id, JOBS.c.state == job.state, JOBS.c.lease == job.lease)
+        if self.tx.execute(sa.update(JOBS).where(*as_read).values(**row)).rowcount != 1:
+            return None
+        if job.state is State.RUNNING:
+            self._end_attempt(job, outcome or event)
+        if state is State.RUNNING:
+            self._begin_attempt(moved)
+        self.journal.append(self.now, self.who, event, state, moved)
+        return moved
 
-    def holds(self, job: Job) -> bool:
-        """Whether the lease under which ``job`` was read is still its holder's."""
-        return self.tx.scalar(sa.select(JOBS.c.id).where(held_by(job))) is not None
+    def holds(self, job: Job) -> Job | None:
+        """The job as it stands, if the lease under which ``job`` was read is still its holder's."""
+        found = self.tx.execute(sa.select(JOBS).where(held_by(job))).one_or_none()
+        return job_of(found._mapping) if found else None
 
-    def begin_attempt(self, job: Job) -> None:
-        """Note that this try of the step began."""
+    def _begin_attempt(self, job: Job) -> None:
         self.tx.execute(
             sa.insert(ATTEMPTS).values(
                 job_id=job.id, step=job.step, attempt=job.attempt,
@@ -64,18 +96,10 @@ class Moves:
             )
         )  # fmt: skip
 
-    def end_attempt(self, job: Job, outcome: str) -> None:
-        """Note how this try of the step ended."""
-        self.tx.execute(
-            sa.update(ATTEMPTS)
-            .where(
-                ATTEMPTS.c.job_id == job.id,
-                ATTEMPTS.c.step == job.step,
-                ATTEMPTS.c.attempt == job.attempt,
-                ATTEMPTS.c.ended_at.is_(None),
-            )
-            .values(ended_at=self.now, outcome=outcome)
-        )
+    def _end_attempt(self, job: Job, outcome: str) -> None:
+        running = (ATTEMPTS.c.job_id == job.id, ATTEMPTS.c.ended_at.is_(None))
+        ended = sa.update(ATTEMPTS).where(*running)
+        self.tx.execute(ended.values(ended_at=self.now, outcome=outcome))
 
 
 def read_job(tx: Connection, job_id: str) -> Job | None:
@@ -85,13 +109,19 @@ def read_job(tx: Connection, job_id: str) -> Job | None:
 
 
 def held_by(job: Job) -> sa.ColumnElement[bool]:
-    """The row of a step that runs, as long as it is still this try of it."""
+    """The row of a step that runs, as long as it is still this lease of it."""
     return sa.and_(
-        JOBS.c.id == job.id,
-        JOBS.c.step == job.step,
-        JOBS.c.attempt == job.attempt,
-        JOBS.c.state == State.RUNNING,
-    )
+        JOBS.c.id == job.id, JOBS.c.lease == job.lease, JOBS.c.state == State.RUNNING
+    )  # fmt: skip
+
+
+def rank_of(job: Job) -> float:
+    """The lowest goes first: when it came, and a head start for what is urgent.
+
+    What nobody has looked at yet may be urgent.
+    """
+    priority = job.priority if job.model or job.rule else Priority.URGENT
+    return job.created_at - priority.head_start_s
 
 
 def taken(tx: Connection, job: Job, wish: Wish) -> bool:

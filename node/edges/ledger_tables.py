@@ -7,7 +7,7 @@ from dataclasses import fields
 import sqlalchemy as sa
 from sqlalchemy.engine import RowMapping
 
-from node.jobs import Job, State, StepName
+from node.jobs import Job, Priority, State, StepName
 
 METADATA = sa.MetaData()
 
@@ -54,6 +54,10 @@ JOBS = sa.Table(
     sa.Column("step", sa.String, nullable=False),
     sa.Column("state", sa.String, nullable=False, index=True),
     sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("crashes", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("lease", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("priority", sa.String, nullable=False, server_default="routine"),
+    sa.Column("rank", sa.Float, nullable=False, server_default="0"),  # the lowest goes first
     sa.Column("model", sa.String, nullable=False),
     sa.Column("model_digest", sa.String, nullable=False),
     sa.Column("rule", sa.String, nullable=False),
@@ -66,9 +70,11 @@ JOBS = sa.Table(
     sa.Column("progress", sa.Float, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("updated_at", sa.Float, nullable=False),
+    sa.Column("step_since", sa.Float, nullable=False, server_default="0"),
     sa.Column("next_try_at", sa.Float),
     sa.Column("lease_until", sa.Float),
-    sa.Column("wake_at", sa.Float),  # when the sweeper may send the (next) wake-up
+    sa.Column("deadline_at", sa.Float),  # no lease lasts longer
+    sa.Index("ix_jobs_turn", "state", "step", "rank"),
 )
 
 ATTEMPTS = sa.Table(
@@ -83,6 +89,34 @@ ATTEMPTS = sa.Table(
     sa.Column("outcome", sa.String, nullable=False),
 )
 
+#: Queues and destinations that a person has paused: ``queue:cpu``, ``destination:archive``.
+PAUSES = sa.Table(
+    "pauses",
+    METADATA,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("since", sa.Float, nullable=False),
+    sa.Column("who", sa.String, nullable=False),
+)
+
+#: Every change of state of every job, chained by hashes, one chain for each study.
+JOURNAL = sa.Table(
+    "journal",
+    METADATA,
+    sa.Column("study_id", sa.String, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("entry", sa.JSON, nullable=False),
+    sa.Column("hash", sa.String, nullable=False),
+)
+
+#: Where each chain ends. Locked first by whoever changes a job of the study.
+JOURNAL_HEADS = sa.Table(
+    "journal_heads",
+    METADATA,
+    sa.Column("study_id", sa.String, primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("hash", sa.String, nullable=False),
+)
+
 JOB_FIELDS = tuple(f.name for f in fields(Job))
 
 
@@ -93,4 +127,5 @@ def job_of(row: RowMapping) -> Job:
     values["destinations"] = tuple(values["destinations"])
     values["step"] = StepName(values["step"])
     values["state"] = State(values["state"])
+    values["priority"] = Priority(values["priority"])
     return Job(**values)

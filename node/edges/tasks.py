@@ -1,64 +1,66 @@
 """Thin Celery tasks of the hospital zone: run a step, hand a model's run over, hear how it went.
 
-Between the zones go the id of a job, which is also the folder of its artifacts, the digest of its
-instances, the name and digest of a model, and how it went (``node.edges.compute`` is the other
-side).
+A wake-up names a queue and nothing else: the ledger says which job's turn it is. To the compute
+zone go the id of a job, which is also the folder of its artifacts, the digest of its instances, the
+name and digest of a model; how it went comes back as news (``node.edges.compute_news``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 
 from node import errors, log
-from node.edges.celery_app import (
-    COMPUTE_QUEUE,
-    INFER,
-    INFER_ALIVE,
-    INFER_DONE,
-    INFER_FAILED,
-    RUN_STEP,
-)
+from node.edges.celery_app import COMPUTE_QUEUE, INFER, RUN_NEXT, send, wake_up_queue
+from node.edges.compute_news import ALIVE, DONE, FAILED
 from node.edges.ledger import Ledger
 from node.errors import NodeError
 from node.jobs import HandedOver, Job, State, StepName
 from node.pipeline import BY_NAME
-from node.pipeline.run import LEASE_S, StepFunction, Wake, record_failure, run_step
+from node.pipeline.run import StepFunction, Terms, Wake, record_failure, run_next
 from node.pipeline.working_data import INSTANCES, LABEL_MAP, is_digest
 
-#: A model that waits in the compute queue for this long is sent again: the message may be lost.
-_QUEUED_LEASE_S = 600.0
-_COMPUTE_HEARTBEAT_S = 5.0
+#: After a step's deadline its lease ends; a little later its process is killed.
+_KILL_AFTER_S = 5.0
 
 
-def waker(app: Celery, ledger: Ledger) -> Wake:
+def wake_queue(app: Celery, terms: Terms, queue: str) -> None:
+    """One wake-up for a queue.
+
+    Raises
+    ------
+    OperationalError
+        The broker does not answer.
+    """
+    limit_s = max(step.deadline_s for step in terms.steps.values() if step.queue == queue)
+    send(app, RUN_NEXT, [queue], wake_up_queue(queue), limit_s + _KILL_AFTER_S)
+
+
+def waker(app: Celery, terms: Terms) -> Wake:
     """Send the wake-up of a job's step to the queue that stands beside the step."""
 
     def wake(job: Job) -> None:
-        # Where the model runs elsewhere, what the hospital does of `infer` is sending a message.
-        queue = BY_NAME[job.step].queue
-        queue = "io" if queue == COMPUTE_QUEUE else queue
         try:
-            app.send_task(RUN_STEP, args=[job.id, str(job.step)], queue=queue, retry=False)
+            wake_queue(app, terms, BY_NAME[job.step].queue)
         except OperationalError:
             log.get().warning("broker does not answer; the sweeper sends it again", job_id=job.id)
-            return
-        ledger.mark_sent([job])
 
     return wake
 
 
-def hand_over(app: Celery, ledger: Ledger) -> StepFunction:
+def hand_over(app: Celery, ledger: Ledger, terms: Terms) -> StepFunction:
     """``infer`` as the hospital zone does it: name the artifacts to the compute zone."""
+    step = terms.steps[StepName.INFER]
 
     def infer(job: Job) -> HandedOver:
-        ledger.extend(job, _QUEUED_LEASE_S)
         instances = job.facts.get(INSTANCES, "")
-        message = [job.id, job.attempt, instances, job.model, job.model_digest]
+        message = [job.id, job.lease, instances, job.model, job.model_digest]
+        ledger.handed_over(job, step.patience_s)
         try:
-            app.send_task(INFER, args=message, queue=COMPUTE_QUEUE, retry=False)
+            send(app, INFER, message, COMPUTE_QUEUE, step.deadline_s + _KILL_AFTER_S)
         except OperationalError:
             raise errors.Unavailable("The broker does not answer") from None
         return HandedOver()
@@ -67,39 +69,52 @@ def hand_over(app: Celery, ledger: Ledger) -> StepFunction:
 
 
 def register_hospital_tasks(
-    app: Celery, ledger: Ledger, steps: Mapping[StepName, StepFunction], wake: Wake
+    app: Celery,
+    ledger: Ledger,
+    steps: Mapping[StepName, StepFunction],
+    wake: Wake,
+    terms: Terms,
 ) -> None:
-    """The tasks of the hospital zone."""
+    """The one task of the hospital zone."""
 
-    @app.task(name=RUN_STEP)  # type: ignore[untyped-decorator]
-    def run_step_task(job_id: str, step: str) -> None:
-        run_step(job_id, StepName(step), ledger=ledger, steps=steps, wake=wake)
+    @app.task(name=RUN_NEXT)  # type: ignore[untyped-decorator]
+    def run_next_task(queue: str) -> None:
+        run_next(queue, ledger=ledger, steps=steps, wake=wake, terms=terms)
 
-    def running(job_id: str, attempt: int | None = None) -> Job | None:
-        job = ledger.job(job_id)
+
+def compute_news(
+    ledger: Ledger, wake: Wake, more_for_compute: Callable[[], None], terms: Terms
+) -> Callable[[Mapping[str, Any]], None]:
+    """What the hospital zone does when it hears of a model's run.
+
+    ``more_for_compute`` is called when the compute zone has become free for another job.
+    """
+    step = terms.steps[StepName.INFER]
+
+    def heard(news: Mapping[str, Any]) -> None:
+        job = ledger.job(str(news["job_id"]))
         if job is None or job.step is not StepName.INFER or job.state is not State.RUNNING:
-            return None
-        return job if attempt in (None, job.attempt) else None
+            return
+        kind, ours = news["kind"], news["attempt"] == job.lease
+        if kind == ALIVE and ours:
+            if job.progress == 0:
+                ledger.started(job, step.deadline_s)
+            ledger.extend(job, terms.lease_s, max(float(news["progress"]), 0.001))
+        elif kind == DONE:
+            # Any attempt's result will do: its digest leads to what was made of the job's
+            # instances, or nowhere. Everything else that is known of the job is the hospital's
+            # alone to state: where its results go, whose they are.
+            found = news["label_map"]
+            following = ledger.finish(job, {LABEL_MAP: found}) if is_digest(found) else None
+            if following:
+                wake(following)
+            more_for_compute()
+        elif kind == FAILED and ours:
+            error = _error_named(str(news["error"]))
+            record_failure(ledger, job, error(str(news["cause"]), remedy=str(news["remedy"])))
+            more_for_compute()
 
-    @app.task(name=INFER_ALIVE)  # type: ignore[untyped-decorator]
-    def infer_alive(job_id: str, attempt: int, progress: float) -> None:
-        if job := running(job_id, attempt):
-            ledger.extend(job, LEASE_S, max(progress, 0.001))
-
-    @app.task(name=INFER_DONE)  # type: ignore[untyped-decorator]
-    def infer_done(job_id: str, label_map_digest: str) -> None:
-        # Any attempt's result will do: its digest leads to what was made of the job's instances, or
-        # nowhere. Everything else that is known of the job is the hospital's alone to state: where
-        # its results go, whose they are.
-        job = running(job_id) if is_digest(label_map_digest) else None
-        following = ledger.finish(job, {LABEL_MAP: label_map_digest}) if job else None
-        if following:
-            wake(following)
-
-    @app.task(name=INFER_FAILED)  # type: ignore[untyped-decorator]
-    def infer_failed(job_id: str, attempt: int, kind: str, cause: str, remedy: str) -> None:
-        if job := running(job_id, attempt):
-            record_failure(ledger, job, _error_named(kind)(cause, remedy=remedy))
+    return heard
 
 
 def _error_named(kind: str) -> type[NodeError]:

@@ -1,4 +1,4 @@
-"""The watch: makes jobs of series that have become quiet, and sweeps what got lost.
+"""The watch: makes jobs of series that have become quiet.
 
 A series is quiet when its sender has said nothing for longer than it is known to pause, and has no
 association open that may still be in the middle of it. Correctness does not rest on that: what
@@ -20,7 +20,6 @@ from node.edges.feed import Feed
 from node.edges.ledger import Ledger
 from node.edges.orthanc import Orthanc
 from node.errors import Gone, OrthancUnavailable
-from node.pipeline import STEPS
 from node.pipeline.run import Wake
 
 _NUDGE_CHANNEL = "segnode:nudge"
@@ -28,7 +27,6 @@ _NUDGE_CHANNEL = "segnode:nudge"
 _ASSOCIATIONS_HOLD_S = 0.5
 #: So many series that cannot be asked for are not each one's own fault.
 _FAILURES_IN_A_PASS = 3
-_MAX_ATTEMPTS = {step.name: step.max_attempts for step in STEPS}
 
 
 class Watch:
@@ -54,14 +52,13 @@ class Watch:
         self._associations: tuple[float, Mapping[str, int]] = (0.0, {})
 
     def once(self) -> bool:
-        """Read the feed, open jobs, sweep. True when a series is waiting to become quiet."""
+        """Read the feed, open jobs. True when a series is waiting to become quiet."""
         try:
             self._feed.read()
             if self._may_open():
                 self._open_quiet()
         except OrthancUnavailable:
             log.get().warning("Orthanc does not answer; trying again")
-        self._sweep()
         return bool(self._arrivals.waiting())
 
     def run(self, stop: threading.Event, wait: Callable[[float], None], poll_s: float) -> None:
@@ -108,12 +105,6 @@ class Watch:
         )
         if job:
             log.get().info("series is quiet", job_id=job.id, instances=len(instance_ids))
-            self._wake(job)
-
-    def _sweep(self) -> None:
-        for job in self._ledger.release_lost_leases(_MAX_ATTEMPTS):
-            log.get().warning("lease ran out", job_id=job.id, step=str(job.step))
-        for job in self._ledger.due():
             self._wake(job)
 
 

@@ -12,18 +12,20 @@ from anonymizer.options import Option
 from anonymizer.profile import Policy
 from anonymizer.sealed_crosswalk import seal_crosswalk
 from anonymizer.series import Deidentifier
+from node.errors import ReplacedSinceReview
 from node.jobs import Done, Job
 from node.pipeline.identity_errors import as_node_errors
 from node.pipeline.pixel_review import (
     HeldImage,
     deidentified_as_released,
     examined,
+    forget_review,
     held_for_review,
     refuse_too_many,
     released_review,
     store_review,
 )
-from node.pipeline.working_data import INSTANCES, instances_folder
+from node.pipeline.working_data import INSTANCES, RESULT_KEY, instances_folder
 from node.ports import Artifacts, Instances, SealedRecords
 
 _OPTION = (
@@ -40,6 +42,7 @@ def deidentify(
     vault: SealedRecords,
     policy: Policy,
     keys: PseudonymKeys,
+    review_key: bytes,
 ) -> Done:
     """Write a bundle ``000001.dcm`` … below the job's folder, one for each received instance.
 
@@ -50,12 +53,15 @@ def deidentify(
     would have to be blanked is found first, for a person to look at; once a person has released
     it, such images go on with exactly that blanked.
 
+    ``review_key`` (32 bytes) tells whether a held image is still the one that was examined.
+
     Facts
     -----
     ``study``: the pseudonymous Study Instance UID, under which the vault keeps the crosswalk.
     ``crosswalk``: the vault's record type that holds it.
     ``profile``: digest of the de-identification policy.
     ``epoch``: number of the pseudonym key.
+    ``result_key``: what the UIDs of the results derive from; keyed, so that they lead nowhere.
     ``instances_digest``: the bundle of instances.
     ``images_released``: how many images a person has released, if any.
 
@@ -65,6 +71,8 @@ def deidentify(
         An instance cannot be de-identified, or the study's key was destroyed.
     IdentityUnsafe
         Pixels may show the patient, an identifier survived, or the vault cannot seal.
+    ReplacedSinceReview
+        An image that a person has released is another one now.
     """
     may_release = Option.CLEAN_PIXEL_DATA in policy.options
     released = released_review(job, artifacts) if may_release else None
@@ -79,10 +87,16 @@ def deidentify(
                 if not may_release:
                     raise BurnedInText(str(error), remedy=f"{error.remedy} {_OPTION}") from None
                 if released is None:
-                    held.append(examined(number, data, str(error), policy, keys))
+                    held.append(examined(number, data, str(error), policy, keys, review_key))
                     refuse_too_many(held)
                     continue
-                made = deidentified_as_released(number, data, released, policy, keys)
+                try:
+                    made = deidentified_as_released(
+                        number, data, released, policy, keys, review_key
+                    )
+                except ReplacedSinceReview:
+                    forget_review(job, artifacts)
+                    raise
             bundle.add(f"{number:06d}.dcm", made.data)
             originals.append(made.original)
         if held:
@@ -94,6 +108,7 @@ def deidentify(
         "crosswalk": sealed.record,
         "profile": crosswalk.profile_digest,
         "epoch": keys.epoch,
+        RESULT_KEY: keys.keyed_hash("result", job.key.encode("ascii")),
         INSTANCES: bundle.digest,
     }
     if released is not None:

@@ -33,6 +33,7 @@ from node.pipeline.replaced import replaced_by, replacement_facts
 from node.pipeline.working_data import (
     LABEL_MAP_FILE,
     MEASUREMENTS_FILE,
+    RESULT_KEY,
     RESULTS,
     instances_of,
     label_map_of,
@@ -90,7 +91,7 @@ def encode(
         raise ModelFault(f"The model {job.model} is no longer installed")
     manifest = models[job.model]
     origin = Origin(
-        job_key=job.key,
+        job_key=job.facts[RESULT_KEY],
         created=_local_time(job.created_at),
         software_version=version("segnode"),
         manifest=manifest,

@@ -9,6 +9,7 @@ draws the pictures from Orthanc's copy. A person releases exactly what was shown
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,7 @@ from anonymizer.errors import AnonymizerError, BurnedInText, OcrUnavailable
 from anonymizer.keys import PseudonymKeys
 from anonymizer.pixel_cleaning import Region, deidentify_blanked, find_regions, preview_png
 from anonymizer.profile import Policy
-from node.errors import IdentityUnsafe
+from node.errors import IdentityUnsafe, ReplacedSinceReview
 from node.jobs import Job
 from node.ports import Artifacts
 
@@ -43,6 +44,8 @@ class HeldImage:
     """Why it may not even leave blanked; empty if it may."""
     frames: int
     regions: tuple[Region, ...]
+    mark: str
+    """Keyed hash of the instance as it was examined: another under its UID is another image."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,18 @@ class Review:
 
 
 def examined(
-    number: int, data: bytes, reason: str, policy: Policy, keys: PseudonymKeys
+    number: int, data: bytes, reason: str, policy: Policy, keys: PseudonymKeys, review_key: bytes
 ) -> HeldImage:
     """What to blank in a held image, tried out: its problem is what would still hold it.
+
+    ``review_key`` makes the image's mark.
 
     Raises
     ------
     OcrUnavailable
         tesseract is not installed.
     """
-    image = HeldImage(number, reason, "", 1, ())
+    image = HeldImage(number, reason, "", 1, (), mark_of(data, review_key))
     try:
         findings = find_regions(data)
         image = replace(image, frames=findings.frames, regions=findings.regions)
@@ -91,6 +96,11 @@ def examined(
     except AnonymizerError as error:
         return replace(image, problem=str(error))
     return replace(image, problem=_STILL_LEGIBLE if findings.still_legible else "")
+
+
+def mark_of(data: bytes, review_key: bytes) -> str:
+    """HMAC-SHA256 of an instance, every byte of it: keyed, because the compute zone reads it."""
+    return hmac.new(review_key, data, hashlib.sha256).hexdigest()
 
 
 def refuse_too_many(images: Sequence[HeldImage]) -> None:
@@ -104,6 +114,11 @@ def refuse_too_many(images: Sequence[HeldImage]) -> None:
         )
 
 
+def forget_review(job: Job, artifacts: Artifacts) -> None:
+    """The next run examines every held image anew, and a person looks again."""
+    artifacts.delete(_name(job))
+
+
 def store_review(job: Job, images: Iterable[HeldImage], artifacts: Artifacts) -> Review:
     """Write down what a person has to look at."""
     review = Review(tuple(images))
@@ -112,10 +127,13 @@ def store_review(job: Job, images: Iterable[HeldImage], artifacts: Artifacts) ->
 
 
 def read_review(job: Job, artifacts: Artifacts) -> Review | None:
-    """What a person has to look at before the job goes on, if it waits for that."""
+    """What a person has to look at before the job goes on, if it waits for that.
+
+    One that was damaged is none: retried, the job is examined again.
+    """
     try:
         return Review.from_bytes(artifacts.get(_name(job)))
-    except KeyError:
+    except (KeyError, TypeError, ValueError):
         return None
 
 
@@ -128,23 +146,46 @@ def released_review(job: Job, artifacts: Artifacts) -> Review | None:
 
 
 def deidentified_as_released(
-    number: int, data: bytes, review: Review, policy: Policy, keys: PseudonymKeys
+    number: int,
+    data: bytes,
+    review: Review,
+    policy: Policy,
+    keys: PseudonymKeys,
+    review_key: bytes,
 ) -> DeidentifiedInstance:
-    """The de-identified instance with the regions blanked that a person has seen."""
+    """The de-identified instance with the regions blanked that a person has seen.
+
+    Raises
+    ------
+    ReplacedSinceReview
+        The instance is not the one that was examined.
+    BurnedInText
+        It was not held then.
+    """
     for image in review.images:
         if image.number == number:
+            refuse_replaced(image, data, review_key)
             return deidentify_blanked(data, image.regions, policy, keys)
     raise BurnedInText("The image is not among those that a person has released")
 
 
-def picture_of(image: HeldImage, data: bytes, frame: int) -> bytes:
+def refuse_replaced(image: HeldImage, data: bytes, review_key: bytes) -> None:
+    """Raise ReplacedSinceReview unless ``data`` is the instance that was examined."""
+    if not hmac.compare_digest(image.mark, mark_of(data, review_key)):
+        raise ReplacedSinceReview("An image is not the one that was examined: Orthanc has another")
+
+
+def picture_of(image: HeldImage, data: bytes, frame: int, review_key: bytes) -> bytes:
     """PNG of one frame as it would leave, regions outlined; IndexError if there is no such frame.
 
     Raises
     ------
+    ReplacedSinceReview
+        The instance is not the one that was examined.
     IdentityUnsafe
         There is nothing that may be shown: the pixels cannot be decoded or blanked.
     """
+    refuse_replaced(image, data, review_key)
     try:
         return preview_png(data, image.regions, frame)
     except AnonymizerError as error:
@@ -172,7 +213,8 @@ def held_for_review(review: Review) -> IdentityUnsafe:
 
 def _held_image(plain: Mapping[str, Any]) -> HeldImage:
     regions = tuple(Region(**region) for region in plain["regions"])
-    return HeldImage(**{**plain, "regions": regions})
+    # A review of an earlier version has no marks: no image is the one that was examined.
+    return HeldImage(**{"mark": "", **plain, "regions": regions})
 
 
 def _name(job: Job) -> str:

@@ -19,12 +19,14 @@ from node.errors import GeometryError, NoMatchingModel, UnsuitableInput
 from node.imaging.suitability import require_suitable
 from node.imaging.views import choose_radiograph
 from node.imaging.volume import series_geometry
-from node.jobs import Job, Routed, Wish
+from node.jobs import Job, Priority, Routed, Wish
 from node.manifest import InputContract, ModelManifest, RadiographContract
 from node.pipeline.completeness import Need
 from node.pipeline.headers import read_headers
 from node.ports import Instances
 from node.settings import Condition, Rule
+
+_PRIORITY_WORDS = ("StudyPriority", "RequestedProcedurePriority")
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,10 @@ def need_of(
 def matching_rules(
     headers: Sequence[Dataset], rules: Sequence[Rule], match_all: bool
 ) -> list[Rule]:
-    """The first rule, or all rules, whose every condition holds; highest priority first."""
+    """The first rule, or all rules, whose every condition holds; highest precedence first."""
     slices = slices_of(headers)
     found, missed = [], []
-    for rule in sorted(rules, key=lambda rule: -rule.priority):
+    for rule in sorted(rules, key=lambda rule: -rule.precedence):
         failed = next((c for c in rule.when if not _holds(c, headers[0], slices)), None)
         if failed is None:
             found.append(rule)
@@ -108,8 +110,8 @@ def matching_rules(
 
 
 def rule_version(rule: Rule) -> str:
-    """Twelve hexadecimal digits that change when the rule does."""
-    written = json.dumps(rule.model_dump(mode="json"), sort_keys=True)
+    """Twelve hexadecimal digits that change when the rule does; not with its mere urgency."""
+    written = json.dumps(rule.model_dump(mode="json", exclude={"priority"}), sort_keys=True)
     return hashlib.sha256(written.encode()).hexdigest()[:12]
 
 
@@ -122,6 +124,19 @@ def slices_of(headers: Sequence[Dataset]) -> Slices:
     )
 
 
+def priority_of(rule: Rule, header: Dataset) -> Priority:
+    """The rule's, unless the hospital says in the header that it is urgent.
+
+    References
+    ----------
+    StudyPriority (0032,000C), retired and still sent: HIGH. RequestedProcedurePriority
+    (0040,1003), PS3.3 C.4.11: STAT, HIGH.
+    """
+    items = [header, *(header.get("RequestAttributesSequence") or ())]
+    said = {str(item.get(word, "")).strip().upper() for item in items for word in _PRIORITY_WORDS}
+    return Priority.URGENT if said & {"STAT", "HIGH"} else Priority(rule.priority)
+
+
 def _wishes(
     job: Job,
     headers: Sequence[Dataset],
@@ -130,8 +145,10 @@ def _wishes(
     models: Mapping[str, ModelManifest],
 ) -> list[Wish]:
     if "wish" in job.facts:
-        return [Wish(**{**job.facts["wish"], "destinations": tuple(job.destinations)})]
-    return [_wish(rule, models) for rule in matching_rules(headers, rules, match_all)]
+        plain = {**job.facts["wish"], "destinations": tuple(job.destinations)}
+        return [Wish(**{**plain, "priority": Priority(plain.get("priority", "routine"))})]
+    matching = matching_rules(headers, rules, match_all)
+    return [_wish(rule, models, headers[0]) for rule in matching]
 
 
 def _require_suitable(
@@ -157,7 +174,7 @@ def _bears_gaps(
     return False
 
 
-def _wish(rule: Rule, models: Mapping[str, ModelManifest]) -> Wish:
+def _wish(rule: Rule, models: Mapping[str, ModelManifest], header: Dataset) -> Wish:
     return Wish(
         rule=rule.name,
         rule_version=rule_version(rule),
@@ -165,6 +182,7 @@ def _wish(rule: Rule, models: Mapping[str, ModelManifest]) -> Wish:
         model_digest=models[rule.model].digest,
         destinations=rule.destinations,
         explain=rule.explain,
+        priority=priority_of(rule, header),
     )
 
 

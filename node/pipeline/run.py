@@ -5,9 +5,8 @@ The ledger decides whether the step may run; the class of an error decides what 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from node import log
 from node.errors import (
@@ -15,6 +14,7 @@ from node.errors import (
     EmptyResult,
     GeometryError,
     Incomplete,
+    LeaseLost,
     NodeError,
     Quarantined,
     Rejected,
@@ -32,15 +32,13 @@ from node.jobs import (
     Outcome,
     Redirect,
     Routed,
+    Step,
     StepName,
     unsuitable,
 )
 from node.pipeline import BY_NAME
+from node.pipeline.lease import kept_alive
 from node.ports import Leases
-
-#: A worker that says nothing for this long is taken for dead, and its step is given to another.
-LEASE_S = 30.0
-_HEARTBEAT_S = LEASE_S / 3
 
 #: So often the working data of one job are made again from Orthanc's copy.
 _MAX_REMADE = 3
@@ -52,12 +50,50 @@ StepFunction = Callable[[Job], Outcome]
 Wake = Callable[[Job], None]
 
 
+@dataclass(frozen=True)
+class Terms:
+    """On which terms steps run here.
+
+    A worker that says nothing for ``lease_s`` is taken for dead, and its step is given to another.
+    ``at_most``: of a queue, how many jobs may run at once, wherever that is.
+    """
+
+    lease_s: float = 7.0
+    steps: Mapping[StepName, Step] = field(default_factory=lambda: BY_NAME)
+    at_most: Mapping[str, int] = field(default_factory=dict)
+
+
 class Fault(Exception):
     """A defect of ours: recorded on the job, and raised so that the worker's log shows it.
 
     Carries the class and place of the original error, never its text, which may hold a patient's
     value.
     """
+
+
+def run_next(
+    queue: str,
+    *,
+    ledger: Leases,
+    steps: Mapping[StepName, StepFunction],
+    wake: Wake,
+    terms: Terms,
+) -> bool:
+    """Run the step whose turn it is in ``queue``, record what came of it, wake what follows.
+
+    False when nothing is due there.
+
+    Raises
+    ------
+    Fault
+        The step failed in a way that it does not know; the job is marked failed.
+    """
+    mine = [step for step in terms.steps.values() if step.queue == queue]
+    job = ledger.claim_next(mine, terms.lease_s, terms.at_most.get(queue))
+    if job is None:
+        return False
+    _run(job, ledger, steps, wake, terms)
+    return True
 
 
 def run_step(
@@ -67,21 +103,29 @@ def run_step(
     ledger: Leases,
     steps: Mapping[StepName, StepFunction],
     wake: Wake,
+    terms: Terms | None = None,
 ) -> None:
-    """Run the step if nobody else does, record what came of it, and wake what follows.
+    """:func:`run_next` for this one step of this one job, unless somebody else runs it."""
+    terms = terms or Terms()
+    job = ledger.claim(job_id, name, terms.lease_s)
+    if job is not None:
+        _run(job, ledger, steps, wake, terms)
 
-    Raises
-    ------
-    Fault
-        The step failed in a way that it does not know; the job is marked failed.
-    """
-    job = ledger.claim(job_id, name, LEASE_S)
-    if job is None:
-        return
-    logger = log.get().bind(job_id=job.id, step=str(name), attempt=job.attempt)
+
+def _run(
+    job: Job,
+    ledger: Leases,
+    steps: Mapping[StepName, StepFunction],
+    wake: Wake,
+    terms: Terms,
+) -> None:
+    logger = log.get().bind(job_id=job.id, step=str(job.step), attempt=job.attempt)
     try:
-        with _kept_alive(ledger, job):
-            outcome = steps[name](job)
+        with kept_alive(ledger, job, terms.lease_s):
+            outcome = steps[job.step](job)
+    except LeaseLost:
+        logger.warning("step stopped: it is another worker's by now")
+        return
     except NodeError as error:
         logger.warning("step stopped", error=type(error).__name__)
         record_failure(ledger, job, error)
@@ -121,12 +165,11 @@ def record_failure(ledger: Leases, job: Job, error: NodeError) -> None:
                 remedy="Check disk and memory of the node's artifact folder, then retry the job.",
                 error=kind, facts={"remade": 0},
             )  # fmt: skip
-        case Unavailable() if job.attempt < BY_NAME[job.step].max_attempts:
-            ledger.wait(
-                job, cause=cause, remedy=error.remedy, error=kind, delay_s=back_off_s(job.attempt)
-            )
         case Unavailable():
-            ledger.end(job, Event.ATTEMPTS_USED_UP, cause=cause, remedy=error.remedy, error=kind)
+            ledger.wait(
+                job, cause=cause, remedy=error.remedy, error=kind,
+                delay_s=back_off_s(job.attempt), patience_s=BY_NAME[job.step].patience_s,
+            )  # fmt: skip
         case Incomplete():
             ledger.end(job, Event.INCOMPLETE, cause=cause, remedy=error.remedy, error=kind)
         case Quarantined():
@@ -144,7 +187,7 @@ def _wants_explanation(job: Job) -> bool:
 
 def back_off_s(attempt: int) -> float:
     """Seconds until the next try: 1, 2, 4 … and never more than 15 minutes."""
-    return float(min(2 ** (attempt - 1), 900))
+    return float(min(2 ** min(attempt - 1, 10), 900))
 
 
 def _record(ledger: Leases, job: Job, outcome: Outcome) -> list[Job]:
@@ -163,9 +206,6 @@ def _record(ledger: Leases, job: Job, outcome: Outcome) -> list[Job]:
         case HandedOver():
             return []
         case NotYet(reason, facts, delay_s):
-            if delay_s is None and job.attempt >= BY_NAME[job.step].max_attempts:
-                record_failure(ledger, job, reason)
-                return []
             ledger.wait(
                 job,
                 cause=str(reason),
@@ -173,24 +213,6 @@ def _record(ledger: Leases, job: Job, outcome: Outcome) -> list[Job]:
                 error=type(reason).__name__,
                 delay_s=back_off_s(job.attempt) if delay_s is None else delay_s,
                 facts=facts,
-                counts=delay_s is None,
+                patience_s=BY_NAME[job.step].patience_s if delay_s is None else None,
             )
             return []
-
-
-@contextmanager
-def _kept_alive(ledger: Leases, job: Job) -> Iterator[None]:
-    """Extend the lease from a thread while the step runs."""
-    stopped = threading.Event()
-
-    def beat() -> None:
-        while not stopped.wait(_HEARTBEAT_S):
-            ledger.extend(job, LEASE_S)
-
-    thread = threading.Thread(target=beat, name="lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()

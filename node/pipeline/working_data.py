@@ -15,6 +15,8 @@ from node.ports import Artifacts, Bundle
 INSTANCES = "instances_digest"
 LABEL_MAP = "label_map_digest"
 RESULTS = "results_digest"
+#: Fact: what the UIDs of the results derive from.
+RESULT_KEY = "result_key"
 
 LABEL_MAP_FILE = "label_map.npz"
 MEASUREMENTS_FILE = "measurements.json"

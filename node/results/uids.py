@@ -1,7 +1,9 @@
 """UIDs and identity of a result, derived from the job that makes it.
 
 A step that runs twice must make the same instance, not a second one: nothing here is random and
-nothing reads a clock.
+nothing reads a clock. What a UID derives from must be keyed (the job's fact ``result_key``): the
+job's own key is a plain hash over hashes of the patient's identifiers, and who reads a UID made of
+it could test whether a study that he guesses is behind it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ _UUID_VARIANT_MASK = 0x3 << 62
 
 def result_uid(job_key: str, role: str) -> str:
     """The UID of one thing that a job makes; the same for the same job and role, always.
+
+    ``job_key`` is 256 bits that only the hospital zone can make, hexadecimal.
 
     ``role`` names the thing ("series", "seg", "tracking:2"). The UID is ``2.25.`` and a UUID as an
     integer: SHA-256 of key and role, cut to 128 bits and marked as a version 8 (custom) UUID.
@@ -38,7 +42,8 @@ class ResultIdentity:
     Attributes
     ----------
     job_key
-        Key of the job; every UID inside the object that is not named here derives from it.
+        Keyed hash of the job's key; every UID inside the object that is not named here derives
+        from it.
     series_instance_uid, sop_instance_uid
         UIDs of the result.
     series_number

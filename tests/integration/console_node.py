@@ -20,6 +20,7 @@ from node.edges.ledger import Ledger
 from node.jobs import Event, Job, StepName, Wish
 from node.manifest import NetworkManifest
 
+REVIEW_KEY = bytes(range(32))
 WISH = Wish("ct-to-lungs", "1", "lungs", "digest", ("sender",))
 
 
@@ -66,7 +67,7 @@ class ConsoleNode:
     def start(self) -> None:
         app = console_app(
             self.ledger, self.orthanc, self.artifacts, self.models, self.token, self._nudge,
-            destinations=("sender", "pacs"),
+            destinations=("sender", "pacs"), review_key=REVIEW_KEY,
         )  # fmt: skip
         server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="error"))
         self._thread = threading.Thread(target=server.run, daemon=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from console_node import ConsoleNode
+from console_node import REVIEW_KEY, ConsoleNode
 from PIL import Image
 from pydicom import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -298,7 +298,7 @@ def test_a_held_image_is_shown_and_released_through_orthanc(
     instance_id = orthanc.upload(instance)
     job = node.job(step=StepName.DEIDENTIFY, instance_id=instance_id)
     policy = profile_with(frozenset({Option.CLEAN_PIXEL_DATA}))
-    image = examined(1, instance, "why", policy, PseudonymKeys.from_secret(bytes(32)))
+    image = examined(1, instance, "why", policy, PseudonymKeys.from_secret(bytes(32)), REVIEW_KEY)
     review = store_review(job, [image], node.artifacts)
     node.ledger.end(job, Event.QUARANTINE, cause="c", remedy="r", error="IdentityUnsafe")
     path = f"/segnode/api/jobs/{job.id}"

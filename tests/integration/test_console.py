@@ -234,7 +234,7 @@ def held_job(node: ConsoleNode, problem: str = "") -> tuple[Job, Review]:
     """A job that step deidentify has held, with what a person has to look at."""
     job = node.job(step=StepName.DEIDENTIFY)
     region = Region(1, 2, 30, 12, "text, read by OCR")
-    image = HeldImage(1, "Image Type (0008,0008) is LOCALIZER", problem, 1, (region,))
+    image = HeldImage(1, "Image Type (0008,0008) is LOCALIZER", problem, 1, (region,), "mark")
     review = store_review(job, [image], node.artifacts)
     node.ledger.end(job, Event.QUARANTINE, cause="c", remedy="r", error="IdentityUnsafe")
     return node.reread(job), review

@@ -42,6 +42,7 @@ def test_a_pacs_without_seg_is_offered_a_profile_of_pictures_and_text() -> None:
         "peer pacs": "good",
         "TLS": "note",
         "Query (C-FIND)": "note",
+        "Retrieve (C-MOVE)": "note",
         "Storage commitment": "note",
         "results": "note",
     }

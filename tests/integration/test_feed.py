@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import socket
 import threading
@@ -271,4 +272,21 @@ def test_a_pausing_sender_is_answered_with_one_result(
     node.receive(study)
     time.sleep(PAUSE_S)
     assert len(node.jobs_of(study)) == 1
+    assert len(segmentations(pacs, study)) == 1
+
+
+def test_what_got_lost_on_the_way_is_fetched_from_the_pacs(
+    node: RunningNode, pacs: OrthancServer, tmp_path: Path
+) -> None:
+    """The PACS holds 24 and has sent 15: the node counts, waits, asks for the rest, has it all."""
+    study = made_up_study(tmp_path / "ct", DEMO_CT[SOME_SLICES])
+    for file in study.files:
+        pacs.upload(file)
+    node.receive(dataclasses.replace(study, files=study.files[:15]))
+    job = node.wait_for(study, lambda one: one["state"] == "confirmed")
+    assert job["facts"]["instances"] == 24
+    assert job["facts"]["completeness"]["says"] == "complete: PACS hospital says 24 of 24"
+    waited = node.jobs_of(study)[-1]
+    assert (waited["state"], waited["step"]) == ("superseded", "receive")
+    assert waited["facts"]["asked_source"] == "asked for it: hospital sent 9"
     assert len(segmentations(pacs, study)) == 1

@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+import sqlalchemy as sa
 
+from node.edges.arrivals import Arrivals, Cursor
 from node.edges.ledger import Ledger
 from node.errors import (
     DeliveryRefused,
+    NodeError,
     NotPossible,
     PacsUnavailable,
     Rejected,
     UnsuitableInput,
 )
 from node.jobs import (
-    TRANSITIONS,
+    BY_HAND,
+    Done,
     Event,
     Explained,
     Job,
     NotYet,
+    Outcome,
+    Priority,
     Reason,
     State,
+    Step,
     StepName,
     Wish,
     unsuitable,
 )
-from node.pipeline import STEPS
-from node.pipeline.run import record_failure, run_step
+from node.pipeline import BY_NAME, STEPS
+from node.pipeline.lease import kept_alive, stop_if_lost
+from node.pipeline.run import Terms, record_failure, run_next, run_step
 
-ATTEMPTS = {step.name: step.max_attempts for step in STEPS}
 LUNGS = Wish("chest", "v1", "ct_lungs", "digest-1", ("sender",))
+#: Facts of encode, as the journal reads them.
+RESULTS = [{"sop_instance_uids": ["2.25.1"]}]
 AIRWAYS = Wish("airways", "v1", "ct_airways", "digest-2", ("sender",))
 
 
@@ -72,6 +80,33 @@ def claimed(ledger: Ledger, job: Job, lease_s: float = 30) -> Job:
     return held
 
 
+def claimed_next(ledger: Ledger, steps: Sequence[Step]) -> Job:
+    job = ledger.claim_next(steps, 30)
+    assert job is not None
+    return job
+
+
+def at_step(ledger: Ledger, step: StepName, series: str = "series", wish: Wish = LUNGS) -> Job:
+    """A job of its own series and study that has come this far."""
+    study = "study" if series == "series" else f"study of {series}"
+    job = ledger.open_jobs(series, study, ("a", "b"))
+    assert job is not None
+    while job.step is not step:
+        held = claimed(ledger, job)
+        if job.step is StepName.ROUTE:
+            [job] = ledger.fork(held, [wish])
+        else:
+            job = ledger.finish(held, {}) or job
+    return job
+
+
+def _raises(error: NodeError) -> Callable[[Job], Outcome]:
+    def step(_: Job) -> Outcome:
+        raise error
+
+    return step
+
+
 def test_the_same_instances_make_one_job(ledger: Ledger) -> None:
     """A feed read again, or a study sent twice, makes no second job."""
     opened(ledger, "a", "b")
@@ -103,8 +138,8 @@ def test_a_dead_workers_step_is_given_to_another_and_the_dead_one_cannot_finish_
     job = opened(ledger)
     dead = claimed(ledger, job)
     clock.now += 31
-    assert [lost.id for lost in ledger.release_lost_leases(ATTEMPTS)] == [job.id]
-    assert [due.id for due in ledger.due()] == [job.id]
+    assert [lost.id for lost in ledger.release_lost_leases(BY_NAME)] == [job.id]
+    assert ledger.due(STEPS) == 1
     alive = claimed(ledger, job)
     assert alive.attempt == 2
     assert ledger.finish(dead, {"by": "dead"}) is None
@@ -117,24 +152,283 @@ def test_a_dead_workers_step_is_given_to_another_and_the_dead_one_cannot_finish_
 def test_attempts_are_bounded_and_the_job_says_why(ledger: Ledger, clock: Clock) -> None:
     """A worker that dies every time does not run for ever."""
     job = opened(ledger)
-    for _ in range(ATTEMPTS[StepName.RECEIVE]):
+    for _ in range(BY_NAME[StepName.RECEIVE].max_crashes):
         claimed(ledger, job)
         clock.now += 31
-        ledger.release_lost_leases(ATTEMPTS)
+        ledger.release_lost_leases(BY_NAME)
     found = ledger.job(job.id)
     assert found is not None
     assert (found.state, found.error) == (State.FAILED, "LeaseRanOut")
     assert found.remedy
 
 
-def test_a_wake_up_that_the_broker_lost_is_due_again(ledger: Ledger, clock: Clock) -> None:
-    """The broker only wakes: the ledger sends again what nobody took."""
+def test_a_system_that_is_away_for_a_night_fails_no_job_and_one_that_is_gone_for_good_does(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """Waiting is bounded by days, not by tries: Orthanc may restart, a PACS be down till Monday."""
     job = opened(ledger)
-    clock.now += 3
-    assert [due.id for due in ledger.due()] == [job.id]
-    assert ledger.due() == []
+    away = {job.step: _raises(PacsUnavailable("PACS does not answer"))}
+    began = clock.now
+    while clock.now < began + 3 * 86400:
+        run_step(job.id, job.step, ledger=ledger, steps=away, wake=print)
+        waiting = ledger.job(job.id)
+        assert waiting is not None and waiting.next_try_at is not None
+        assert waiting.state is State.WAITING
+        assert 0 < waiting.next_try_at - clock.now <= 900
+        clock.now = waiting.next_try_at + 3600
+    assert waiting.attempt > 50
+    clock.now = began + BY_NAME[job.step].patience_s
+    run_step(job.id, job.step, ledger=ledger, steps=away, wake=print)
+    failed = ledger.job(job.id)
+    assert failed is not None
+    assert (failed.state, failed.cause) == (State.FAILED, "PACS does not answer")
+    assert ledger.retry(job.id).state is State.QUEUED
+
+
+def test_a_step_that_hangs_loses_its_lease_at_its_deadline_however_alive_its_worker(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """A heartbeat keeps no lease beyond the deadline; a job that hangs twice ends, and says so."""
+    job = opened(ledger)
+    deadline_s = BY_NAME[job.step].deadline_s
+    for _ in range(2):
+        held = claimed(ledger, job, lease_s=deadline_s)
+        for _ in range(5):
+            clock.now += deadline_s / 6
+            assert ledger.extend(held, deadline_s)
+            assert ledger.release_lost_leases(BY_NAME) == []
+        clock.now += deadline_s / 6
+        assert not ledger.extend(held, deadline_s)
+        assert [lost.id for lost in ledger.release_lost_leases(BY_NAME)] == [job.id]
+        assert ledger.finish(held, {}) is None
+    found = ledger.job(job.id)
+    assert found is not None
+    assert (found.state, found.error) == (State.FAILED, "DeadlinePassed")
+    assert "1800 s" in found.cause
+
+
+def test_a_job_that_no_compute_worker_takes_waits_and_says_so(ledger: Ledger, clock: Clock) -> None:
+    """Its message may be lost any number of times; only patience ends, or a worker begins."""
+    job = at_step(ledger, StepName.INFER)
+    for _ in range(20):
+        held = claimed(ledger, job, lease_s=7)
+        ledger.handed_over(held, BY_NAME[StepName.INFER].patience_s)
+        [waiting] = ledger.waiting_in_compute()
+        assert waiting.cause == "Waits for a compute worker"
+        clock.now += 8
+        [lost] = ledger.release_lost_leases(BY_NAME)
+        assert (lost.state, lost.crashes) == (State.QUEUED, 0)
+    held = claimed(ledger, job)
+    ledger.handed_over(held, BY_NAME[StepName.INFER].patience_s)
+    ledger.started(held, 3600)
+    assert ledger.waiting_in_compute() == []
     clock.now += 31
-    assert [due.id for due in ledger.due()] == [job.id]
+    [crashed] = ledger.release_lost_leases(BY_NAME)
+    assert crashed.crashes == 1
+
+
+def test_what_is_urgent_goes_first_and_nothing_waits_for_ever(ledger: Ledger, clock: Clock) -> None:
+    """Urgent, routine, off-peak; but who has waited longer than a head start goes first."""
+    mine = [BY_NAME[StepName.DEIDENTIFY]]
+    for number, priority in enumerate(("off-peak", "routine", "urgent", "routine")):
+        clock.now += 1
+        job = ledger.open_jobs(f"series{number}", f"study{number}", ("a",))
+        assert job is not None
+        job = ledger.finish(claimed(ledger, job), {}) or job
+        wish = replace(LUNGS, priority=Priority(priority))
+        ledger.fork(claimed(ledger, job), [wish])
+    order = [claimed_next(ledger, mine).series_id for _ in range(4)]
+    assert order == ["series2", "series1", "series3", "series0"]
+    assert ledger.claim_next(mine, 30) is None
+
+    old = at_step(ledger, StepName.DEIDENTIFY, "old")
+    clock.now += Priority.URGENT.head_start_s + 1
+    late = at_step(ledger, StepName.DEIDENTIFY, "late", replace(LUNGS, priority=Priority.URGENT))
+    assert [claimed_next(ledger, mine).id for _ in range(2)] == [old.id, late.id]
+
+
+def test_no_more_than_so_many_jobs_are_handed_to_the_compute_zone(ledger: Ledger) -> None:
+    """What waits in the ledger can still be overtaken by what is urgent; a message cannot."""
+    for name in ("one", "two", "three"):
+        at_step(ledger, StepName.INFER, name)
+    mine = [BY_NAME[StepName.INFER]]
+    first = ledger.claim_next(mine, 30, at_most=2)
+    assert first is not None
+    assert ledger.due(mine, at_most=2) == 1
+    assert ledger.claim_next(mine, 30, at_most=2) is not None
+    assert ledger.claim_next(mine, 30, at_most=2) is None
+    assert (ledger.due(mine, at_most=2), ledger.due(mine)) == (0, 1)
+    ledger.finish(first, {})
+    assert ledger.claim_next(mine, 30, at_most=2) is not None
+
+
+def test_a_paused_queue_starts_nothing_until_it_is_resumed(ledger: Ledger) -> None:
+    """What runs goes on; the others are still there afterwards."""
+    running = opened(ledger, "a")
+    held = claimed(ledger, running)
+    ledger.open_jobs("other", "study", ("b",))
+    io = [step for step in STEPS if step.queue == "io"]
+    ledger.pause("queue:io")
+    assert (ledger.claim_next(io, 30), ledger.due(io)) == (None, 0)
+    assert ledger.finish(held, {}) is not None
+    assert ledger.claim_next([BY_NAME[StepName.DEIDENTIFY]], 30) is None
+    ledger.resume("queue:io")
+    assert ledger.due(io) == 2
+    assert ledger.claim_next(io, 30) is not None
+
+
+def test_what_waits_for_a_paused_destination_is_due_when_it_is_resumed(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """A person who resumes need not wait for the next try."""
+    job = claimed(ledger, at_step(ledger, StepName.DELIVER))
+    ledger.pause("destination:archive")
+    assert ledger.paused() == {"archive"}
+    later = {"next_try_at": clock.now + 3600}
+    ledger.wait(job, cause="archive is paused", remedy="", error="", delay_s=3600,
+                facts={"delivery": {"archive": later, "other": later}})  # fmt: skip
+    assert ledger.due(STEPS) == 0
+    ledger.resume("destination:archive")
+    assert (ledger.paused(), ledger.due(STEPS)) == (frozenset(), 1)
+    found = ledger.job(job.id)
+    assert found is not None
+    assert found.facts["delivery"] == {"archive": {"next_try_at": None}, "other": later}
+
+
+def test_of_two_workers_that_ask_at_once_each_gets_another_job(
+    database_url: str, clock: Clock
+) -> None:
+    """Real threads on one database: every job once, none left."""
+    ledgers = [Ledger(database_url, clock=clock) for _ in range(4)]
+    for number in range(20):
+        ledgers[0].open_jobs(f"series{number}", f"study{number % 3}", ("a",))
+
+    def work(ledger: Ledger) -> list[str]:
+        found = []
+        while job := ledger.claim_next(STEPS, 30):
+            found.append(job.id)
+        return found
+
+    with ThreadPoolExecutor(len(ledgers)) as threads:
+        taken = [one for some in threads.map(work, ledgers) for one in some]
+    # One that finds all its candidates taken gives up: the next wake-up brings another.
+    taken += work(ledgers[0])
+    assert len(taken) == len(set(taken)) == 20
+
+
+def test_a_worker_runs_what_is_due_in_its_queue_and_wakes_the_next(ledger: Ledger) -> None:
+    """A wake-up names a queue; the ledger says whose turn it is."""
+    job = opened(ledger)
+    woken: list[Job] = []
+    steps = {StepName.RECEIVE: lambda job: Done({"sender": "PACS"})}
+    assert run_next("io", ledger=ledger, steps=steps, wake=woken.append, terms=Terms())
+    assert [(one.id, one.step) for one in woken] == [(job.id, StepName.ROUTE)]
+    assert not run_next("cpu", ledger=ledger, steps=steps, wake=woken.append, terms=Terms())
+
+
+def test_a_step_whose_job_a_person_stopped_does_not_go_on(ledger: Ledger) -> None:
+    """The step that asks finds its lease lost, and nothing of it is recorded."""
+    job = opened(ledger)
+    reached = []
+
+    def step(job: Job) -> Done:
+        ledger.cancel(job.id)
+        for _ in range(200):
+            time.sleep(0.02)
+            stop_if_lost()
+        reached.append("the end")
+        return Done({"sent": True})
+
+    run_step(job.id, job.step, ledger=ledger, steps={job.step: step}, wake=print,
+             terms=Terms(lease_s=0.2))  # fmt: skip
+    found = ledger.job(job.id)
+    assert found is not None
+    assert (found.state, dict(found.facts), reached) == (State.CANCELED, {}, [])
+
+
+def test_a_heartbeat_that_fails_once_is_tried_again(ledger: Ledger, clock: Clock) -> None:
+    """One moment without a database ends no lease."""
+    job = opened(ledger)
+    asked = []
+
+    class Flaky:
+        def extend(self, job: Job, lease_s: float) -> bool:
+            asked.append(job.id)
+            if len(asked) == 1:
+                raise sa.exc.OperationalError("select", {}, Exception("gone"))
+            return True
+
+    with kept_alive(Flaky(), job, 0.04):  # type: ignore[arg-type]
+        while len(asked) < 3:
+            time.sleep(0.01)
+        stop_if_lost()
+
+
+@pytest.mark.parametrize("end", [Event.REJECT, Event.FAULT, Event.CANCEL])
+def test_a_series_sent_again_after_its_job_ended_without_a_result_begins_anew(
+    ledger: Ledger, end: Event
+) -> None:
+    """A person who sends a series again wants to see something happen."""
+    job = claimed(ledger, opened(ledger))
+    if end is Event.CANCEL:
+        ledger.cancel(job.id)
+    else:
+        ledger.end(job, end, cause="gap", remedy="send again", error="GeometryError")
+    again = ledger.open_jobs("series", "study", ("b", "a"))
+    assert again is not None and again.id == job.id
+    assert (again.state, again.step, again.cause) == (State.QUEUED, StepName.RECEIVE, "")
+    assert ledger.open_jobs("series", "study", ("b", "a")) is None, "it is on its way"
+
+
+def test_what_is_being_sent_is_not_superseded(ledger: Ledger) -> None:
+    """A PACS may hold half of it: it goes on to its proof, and the newer result follows."""
+    older = claimed(ledger, at_step(ledger, StepName.DELIVER))
+    newer = ledger.open_jobs("series", "study", ("a", "b", "c"))
+    assert newer is not None
+    assert ledger.finish(older, {}) is not None
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_what_waits_for_a_pacs_that_has_taken_nothing_never_goes_out(
+    ledger: Ledger, taken: bool
+) -> None:
+    """The PACS was down all night, and the end of the series came: it gets the newer result only.
+
+    Once it has taken something, it gets the rest, and the newer result rejects it.
+    """
+    older = claimed(ledger, at_step(ledger, StepName.DELIVER))
+    accepted = {"seg": ""} if taken else {}
+    facts = {"plan": {"pacs": {"seg": 1}}, "delivery": {"pacs": {"accepted": accepted}}}
+    waits = {"cause": "down", "remedy": "", "error": "PacsUnavailable", "delay_s": 60.0}
+    ledger.wait(older, facts=facts, **waits)
+    ledger.open_jobs("series", "study", ("a", "b", "c"))
+    left = ledger.job(older.id)
+    assert left is not None
+    assert left.state is (State.WAITING if taken else State.SUPERSEDED)
+
+
+def test_late_instances_bring_a_persons_wish_with_them(ledger: Ledger) -> None:
+    """What a person asked for on fewer instances is made of all of them."""
+    asked = ledger.request("series", "study", ("a",), replace(LUNGS, rule=BY_HAND))
+    ledger.open_jobs("series", "study", ("a", "b"))
+    states = {(job.instance_ids, job.model): job.state for job in ledger.jobs()}
+    assert states == {
+        (("a",), "ct_lungs"): State.SUPERSEDED,
+        (("a", "b"), "ct_lungs"): State.QUEUED,
+        (("a", "b"), ""): State.QUEUED,
+    }
+    assert asked.model == "ct_lungs"
+
+
+def test_no_model_is_run_by_hand_on_a_series_that_is_still_arriving(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """The person is told to ask again; an instance later it would be worth nothing."""
+    Arrivals(ledger.database).record("feed", Cursor(1), {"series": None})
+    with pytest.raises(NotPossible, match="still arriving"):
+        ledger.request("series", "study", ("a",), LUNGS)
+    ledger.open_jobs("series", "study", ("a",))
+    assert ledger.request("series", "study", ("a",), LUNGS).model == "ct_lungs"
 
 
 def test_two_wishes_make_two_jobs_of_one_series(ledger: Ledger) -> None:
@@ -164,15 +458,15 @@ def test_a_job_that_waits_has_a_time_and_is_not_claimed_before(
     assert ledger.claim(job.id, job.step, 30) is not None
 
 
-def test_waiting_for_what_may_take_days_uses_up_no_attempts(ledger: Ledger, clock: Clock) -> None:
-    """A step that says itself when to go on is tried more often than its attempts, at its time."""
+def test_what_a_step_itself_waits_for_may_take_days(ledger: Ledger, clock: Clock) -> None:
+    """A step that says itself when to go on is tried as often as it likes, at its time."""
     job = opened(ledger)
     pending = NotYet(PacsUnavailable("no report yet"), {"asked": 1}, delay_s=3600)
-    for _ in range(ATTEMPTS[job.step] + 2):
+    for number in range(1, 30):
         run_step(job.id, job.step, ledger=ledger, steps={job.step: lambda _: pending}, wake=print)
         waiting = ledger.job(job.id)
         assert waiting is not None
-        assert (waiting.state, waiting.attempt) == (State.WAITING, 0)
+        assert (waiting.state, waiting.attempt) == (State.WAITING, number)
         assert waiting.next_try_at == clock.now + 3600
         clock.now += 3600
     assert waiting.facts == {"asked": 1}
@@ -191,7 +485,7 @@ def test_what_a_step_noted_outlives_its_failure_and_its_worker(
     assert again.facts == {"sent": 1}
     assert ledger.note(again, {"sent": 3})
     clock.now += 31
-    ledger.release_lost_leases(ATTEMPTS)
+    ledger.release_lost_leases(BY_NAME)
     assert claimed(ledger, job).facts == {"sent": 3}
 
 
@@ -218,13 +512,13 @@ def test_retrying_sends_again_only_what_is_not_confirmed(ledger: Ledger) -> None
     }
     plan = {name: {"seg": 1} for name in delivery}
     job = opened(ledger)
-    for facts in [{}] * 6 + [{"results": ["seg"], "plan": plan, "delivery": delivery}]:
+    for facts in [{}] * 6 + [{"results": RESULTS, "plan": plan, "delivery": delivery}]:
         job = ledger.finish(claimed(ledger, job), facts) or job
     assert job.step is StepName.CONFIRM
     ledger.end(claimed(ledger, job), Event.FAULT, cause="lost", remedy="r", error="NotDelivered")
     again = ledger.retry(job.id)
     assert (again.step, again.state) == (StepName.DELIVER, State.QUEUED)
-    assert again.facts["results"] == ["seg"]
+    assert again.facts["results"] == RESULTS
     assert again.facts["delivery"] == {
         "kept": delivery["kept"], "lost": {}, "partly": {"accepted": {"seg": ""}},
     }  # fmt: skip
@@ -264,109 +558,14 @@ def test_a_waiting_job_that_is_tried_now_tries_every_destination_now(
 
 def test_asking_for_a_model_by_hand_twice_makes_one_job_and_rules_still_run(ledger: Ledger) -> None:
     """The button in the console is safe to press again, and does not silence the rules."""
-    first = ledger.request("series", "study", ("a",), LUNGS)
-    assert ledger.request("series", "study", ("a",), LUNGS).id == first.id
-
-
-class TickingClock(Clock):
-    """Every look is later than the one before, so that jobs have an order."""
-
-    def __call__(self) -> float:
-        self.now += 0.001
-        return self.now
-
-
-class LedgerMachine(RuleBasedStateMachine):
-    """Random workers, deaths, people and broker losses; no job is lost, doubled or stuck."""
-
-    @initialize()
-    def start(self) -> None:
-        self.clock = TickingClock()
-        self.ledger = Ledger("sqlite://", clock=self.clock)
-        self.held: list[Job] = []
-        self.sets: set[int] = set()
-        self.finished: dict[tuple[str, StepName], int] = {}
-
-    @rule(size=st.integers(1, 4))
-    def series_becomes_quiet(self, size: int) -> None:
-        made = self.ledger.open_jobs("series", "study", [f"i{n}" for n in range(size)])
-        assert (made is None) == (size in self.sets)
-        self.sets.add(size)
-
-    @rule(pick=st.integers(0, 10))
-    def worker_claims(self, pick: int) -> None:
-        jobs = self.ledger.jobs()
-        if jobs:
-            job = jobs[pick % len(jobs)]
-            held = self.ledger.claim(job.id, job.step, 30)
-            if held:
-                assert (job.state, Event.CLAIM) in TRANSITIONS
-                self.held.append(held)
-
-    @precondition(lambda self: self.held)
-    @rule(pick=st.integers(0, 10))
-    def worker_finishes(self, pick: int) -> None:
-        job = self.held.pop(pick % len(self.held))
-        before = self.ledger.job(job.id)
-        after = self.ledger.finish(job, {})
-        if after:
-            assert before is not None and before.attempt == job.attempt
-            times = self.finished.get((job.id, job.step), 0) + 1
-            self.finished[job.id, job.step] = times
-            assert times == 1, "a step was finished twice"
-
-    @precondition(lambda self: self.held)
-    @rule(pick=st.integers(0, 10))
-    def worker_fails(self, pick: int) -> None:
-        job = self.held.pop(pick % len(self.held))
-        record_failure(self.ledger, job, PacsUnavailable("down"))
-
-    @rule(seconds=st.sampled_from([1.0, 31.0, 1000.0]))
-    def time_passes(self, seconds: float) -> None:
-        self.clock.now += seconds
-        self.ledger.release_lost_leases(ATTEMPTS)
-
-    @rule(pick=st.integers(0, 10), cancel=st.booleans())
-    def person_acts(self, pick: int, cancel: bool) -> None:
-        jobs = self.ledger.jobs()
-        if jobs:
-            job = jobs[pick % len(jobs)]
-            event = Event.CANCEL if cancel else Event.RETRY
-            possible = (job.state, event) in TRANSITIONS
-            try:
-                (self.ledger.cancel if cancel else self.ledger.retry)(job.id)
-            except NotPossible:
-                assert not possible
-            else:
-                assert possible
-
-    @invariant()
-    def nothing_is_stuck(self) -> None:
-        if not hasattr(self, "ledger"):
-            return
-        jobs = self.ledger.jobs()
-        assert len({job.key for job in jobs}) == len(jobs) == len(self.sets)
-        for job in jobs:
-            if job.state in (State.REJECTED, State.FAILED, State.QUARANTINED):
-                assert job.cause and job.remedy
-
-    def teardown(self) -> None:
-        """From wherever it got to: with workers that live, every open job reaches its end."""
-        if not hasattr(self, "ledger"):
-            return
-        for _ in range(3 * len(StepName)):
-            self.clock.now += 2000  # beyond every lease, back-off and resend
-            self.ledger.release_lost_leases(ATTEMPTS)
-            for job in self.ledger.due():
-                held = self.ledger.claim(job.id, job.step, 30)
-                assert held is not None
-                self.ledger.finish(held, {})
-        open_states = {State.QUEUED, State.RUNNING, State.WAITING}
-        assert not [job for job in self.ledger.jobs() if job.state in open_states]
-
-
-TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+    by_hand = replace(LUNGS, rule=BY_HAND, rule_version=BY_HAND)
+    first = ledger.request("series", "study", ("a",), by_hand)
+    assert ledger.request("series", "study", ("a",), by_hand).id == first.id
+    ruled = ledger.open_jobs("series", "study", ("a",))
+    assert ruled is not None and ruled.id != first.id
+    ledger.cancel(first.id)
+    revived = ledger.request("series", "study", ("a",), by_hand)
+    assert (revived.id, revived.state) == (first.id, State.QUEUED)
 
 
 def test_a_redirected_job_goes_on_at_the_other_step_with_fresh_attempts(ledger: Ledger) -> None:

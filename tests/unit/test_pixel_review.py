@@ -26,7 +26,7 @@ from anonymizer.options import Option
 from anonymizer.pixel_cleaning import BY_IDENTIFIER
 from anonymizer.profile import profile_with
 from node.edges.artifacts import FolderArtifacts
-from node.errors import IdentityUnsafe
+from node.errors import IdentityUnsafe, ReplacedSinceReview
 from node.jobs import Done, Job
 from node.pipeline.deidentify import deidentify
 from node.pipeline.pixel_review import RELEASED, picture_of, read_review
@@ -35,6 +35,7 @@ from tests.identified_ct import SECRETS, ct_instance, part10
 from tests.unit.test_anonymizer_pixel_cleaning import drawn_image
 
 KEYS = PseudonymKeys.from_secret(bytes(range(32)))
+REVIEW_KEY = bytes(range(32, 64))
 CLOSED = profile_with(frozenset({Option.RETAIN_MODIFIED_DATES}))
 OPEN = profile_with(frozenset({Option.RETAIN_MODIFIED_DATES, Option.CLEAN_PIXEL_DATA}))
 TEXT = "FEATHERSTONE QUILLON"
@@ -65,8 +66,12 @@ class Bench:
     def run(self, policy: Policy) -> Done:
         return deidentify(
             self.job, instances=self.instances, artifacts=self.artifacts, vault=self.vault,
-            policy=policy, keys=KEYS,
+            policy=policy, keys=KEYS, review_key=REVIEW_KEY,
         )  # fmt: skip
+
+    def replace(self, ds: Dataset) -> None:
+        """A person deletes the first instance and sends another under the same UIDs."""
+        (self.folder / "received" / "0.dcm").write_bytes(part10(ds))
 
     def release(self) -> str:
         """What the console does for a person."""
@@ -114,7 +119,7 @@ def test_a_held_image_is_shown_as_it_would_leave(bench: Bench) -> None:
     private = "|".join((*SECRETS, TEXT, *bench.job.instance_ids))
     assert not re.search(private.encode(), stored, re.IGNORECASE)
     [(_, data)] = bench.instances.fetch(bench.job.instance_ids)
-    shown = np.asarray(Image.open(io.BytesIO(picture_of(image, data, 0))))
+    shown = np.asarray(Image.open(io.BytesIO(picture_of(image, data, 0, REVIEW_KEY))))
     inside = shown[region.top : region.bottom, region.left : region.right]
     assert not (inside > 240).all(axis=-1).any()
 
@@ -179,6 +184,21 @@ def test_a_review_that_was_altered_releases_nothing(bench: Bench) -> None:
     assert bench.artifacts.get("job/review.json") == stored
 
 
+@pytest.mark.parametrize("left", [b"", b"{", b"[]x", b"[1]", b'[{"number": 1}]'])
+def test_a_review_that_was_damaged_is_made_again(bench: Bench, left: bytes) -> None:
+    """A power loss or a bad disk: nothing is released, and no defect of ours is reported."""
+    bench.receive(drawn_image())
+    with pytest.raises(IdentityUnsafe):
+        bench.run(OPEN)
+    bench.release()
+    stored = bench.artifacts.get("job/review.json")
+    bench.artifacts.put("job/review.json", left)
+    assert read_review(bench.job, bench.artifacts) is None
+    with pytest.raises(IdentityUnsafe):
+        bench.run(OPEN)
+    assert bench.artifacts.get("job/review.json") == stored
+
+
 def test_a_release_counts_only_while_the_option_is_chosen(bench: Bench) -> None:
     """A site that takes the option back is held again."""
     bench.receive(drawn_image())
@@ -187,6 +207,37 @@ def test_a_release_counts_only_while_the_option_is_chosen(bench: Bench) -> None:
     bench.release()
     with pytest.raises(IdentityUnsafe, match="pixels may show"):
         bench.run(CLOSED)
+
+
+def test_pixels_that_came_after_the_release_do_not_leave(bench: Bench) -> None:
+    """Same UIDs, so the same ids in Orthanc, and text elsewhere: somebody has to look again."""
+    bench.receive(drawn_image())
+    with pytest.raises(IdentityUnsafe):
+        bench.run(OPEN)
+    before = bench.release()
+    other = drawn_image()
+    other.PixelData = np.flipud(other.pixel_array).tobytes()
+    bench.replace(other)
+    with pytest.raises(ReplacedSinceReview, match="not the one that was examined"):
+        bench.run(OPEN)
+    assert bench.outputs() == []
+    with pytest.raises(IdentityUnsafe, match="a person has to look"):  # it is retried
+        bench.run(OPEN)
+    assert bench.release() != before
+    bench.run(OPEN)
+    [out] = bench.outputs()
+    assert not (out.pixel_array == 255).any()
+
+
+def test_a_picture_is_shown_of_what_was_examined_only(bench: Bench) -> None:
+    """Old rectangles over new text are no picture of how it would leave."""
+    bench.receive(drawn_image())
+    with pytest.raises(IdentityUnsafe):
+        bench.run(OPEN)
+    review = read_review(bench.job, bench.artifacts)
+    assert review is not None
+    with pytest.raises(ReplacedSinceReview):
+        picture_of(review.images[0], part10(drawn_image(KVP="80")), 0, REVIEW_KEY)
 
 
 @pytest.mark.parametrize("kind", [SecondaryCaptureImageStorage, UltrasoundImageStorage])

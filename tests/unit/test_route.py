@@ -1,4 +1,4 @@
-"""Routing rules: typed conditions, priority, first or all, and what is said when none holds."""
+"""Routing rules: typed conditions, precedence, first or all, and what is said when none holds."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def headers(**attributes: Any) -> list[Dataset]:
     return made
 
 
-def rule(name: str = "r", priority: int = 0, **condition: Any) -> Rule:
-    return Rule(name=name, model="m", priority=priority, when=(Condition(**condition),))
+def rule(name: str = "r", precedence: int = 0, **condition: Any) -> Rule:
+    return Rule(name=name, model="m", precedence=precedence, when=(Condition(**condition),))
 
 
 HOLDS = [
@@ -85,7 +85,7 @@ def test_a_rules_operand_stays_out_of_the_cause() -> None:
     assert "MRN-SENTINEL" not in str(raised.value)
 
 
-def test_the_highest_priority_wins_and_all_means_all() -> None:
+def test_the_highest_precedence_wins_and_all_means_all() -> None:
     """Among equals the order of the file decides."""
     rules = [
         rule("low", 0, tag="Modality", equals="CT"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
-from celery import Celery
 
-from node.edges.celery_app import INFER_DONE
 from node.edges.ledger import Ledger
-from node.edges.tasks import register_hospital_tasks
+from node.edges.tasks import compute_news
 from node.jobs import Job, State, StepName
+from node.pipeline.run import Terms
+
+Heard = Callable[[Mapping[str, Any]], None]
 
 
 @pytest.fixture
@@ -33,25 +36,24 @@ def inferring(ledger: Ledger) -> Job:
 
 
 @pytest.fixture
-def hospital(ledger: Ledger) -> Celery:
-    app = Celery("hospital", broker="memory://")
-    register_hospital_tasks(app, ledger, {}, wake=lambda job: None)
-    return app
+def heard(ledger: Ledger) -> Heard:
+    return compute_news(ledger, lambda job: None, lambda: None, Terms())
 
 
 def test_a_compute_worker_says_what_it_has_left_and_nothing_else(
-    hospital: Celery, ledger: Ledger, inferring: Job
+    heard: Heard, ledger: Ledger, inferring: Job
 ) -> None:
     """A worker that was broken into cannot say where results go, or whose they are."""
     facts = {"sender": "ELSEWHERE", "crosswalk": "theirs", "unsuitable": {}}
+    done_news = {"kind": "done", "job_id": inferring.id, "attempt": 1}
     for forged in (facts, "../../vault", "", None, ["0" * 64]):
-        hospital.tasks[INFER_DONE].apply([inferring.id, forged])
+        heard({**done_news, "label_map": forged, "facts": facts})
         job = ledger.job(inferring.id)
         assert job is not None
         assert (job.step, job.state) == (StepName.INFER, State.RUNNING)
         assert dict(job.facts) == dict(inferring.facts)
 
-    hospital.tasks[INFER_DONE].apply([inferring.id, "0" * 64], throw=True)
+    heard({**done_news, "label_map": "0" * 64, "facts": facts})
     done = ledger.job(inferring.id)
     assert done is not None
     assert (done.step, done.state) == (StepName.ENCODE, State.QUEUED)

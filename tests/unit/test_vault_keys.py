@@ -371,6 +371,7 @@ def test_steps_of_a_destroyed_study_are_rejected_and_say_why(
             vault=hospital.vault,
             policy=basic_policy(),
             keys=hospital.pseudonym_keys,
+            review_key=bytes(32),
         )
         return dict(done.facts)
 

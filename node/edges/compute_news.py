@@ -1,0 +1,61 @@
+"""What the compute zone tells the hospital zone: a model runs, is done, or has failed.
+
+These are no tasks: a task would wait behind steps that take minutes, and a model that runs well
+would be taken for dead meanwhile. They go through a queue of their own, to the sweeper's process,
+which does nothing that takes long. What is lost on the way is missed by the sweeper.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from queue import Empty
+from typing import Any
+
+from celery import Celery
+from kombu.connection import Connection
+from kombu.simple import SimpleQueue
+
+from node import log
+
+NEWS_QUEUE = "news"
+
+ALIVE = "alive"
+DONE = "done"
+FAILED = "failed"
+
+
+def tell(app: Celery, kind: str, job_id: str, attempt: int, **more: object) -> None:
+    """Send one message; without a broker nothing is sent, and the lease runs out."""
+    news = {"kind": kind, "job_id": job_id, "attempt": attempt, **more}
+    connection = app.connection_for_write()
+    try:
+        with connection, connection.SimpleQueue(NEWS_QUEUE, serializer="json") as queue:
+            queue.put(news)
+    except (*connection.connection_errors, *connection.channel_errors):
+        log.get().warning("broker does not answer; the lease will run out", job_id=job_id)
+
+
+def listen(app: Celery, heard: Callable[[Mapping[str, Any]], None], stop: threading.Event) -> None:
+    """Call ``heard`` with each message until ``stop``. A broker that is away is waited for."""
+    while not stop.is_set():
+        connection = app.connection_for_read()
+        try:
+            with connection, _queue(connection) as queue:
+                while not stop.is_set():
+                    with suppress(Empty):
+                        heard(queue.get(timeout=1.0).payload)
+        except (*connection.connection_errors, *connection.channel_errors):
+            stop.wait(1.0)
+        except Exception as error:  # noqa: BLE001 - one bad message must not deafen the node
+            log.get().error("news not understood", error=type(error).__name__,
+                            place=log.place_of(error))  # fmt: skip
+            stop.wait(0.1)
+
+
+def _queue(connection: Connection) -> SimpleQueue:
+    queue: SimpleQueue = connection.SimpleQueue(  # type: ignore[no-untyped-call]
+        NEWS_QUEUE, no_ack=True, accept=["json"]
+    )
+    return queue

@@ -1,0 +1,114 @@
+"""What the sweeper does in the ledger: what is due, and what nobody holds any more."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from node.edges.ledger_lookups import Lookups
+from node.edges.ledger_moves import held_by
+from node.edges.ledger_tables import JOBS, PAUSES, job_of
+from node.jobs import Event, Job, State, Step, StepName
+
+#: A try that took too long will most likely do so again; a worker that died may have had bad luck.
+_MAX_OVERRUNS = 2
+QUEUE = "queue:"
+
+
+class Sweeps(Lookups):
+    """Nothing is lost with a broker or a worker: whatever it was, it is found here."""
+
+    def due(self, steps: Collection[Step], at_most: int | None = None) -> int:
+        """How many jobs could start one of these steps now, if ``at_most`` of them may run."""
+        names = [step.name for step in steps]
+        query = sa.select(sa.func.count()).select_from(JOBS).where(JOBS.c.step.in_(names))
+        with self.database.transaction() as tx:
+            if self._paused_queues(tx).intersection(step.queue for step in steps):
+                return 0
+            due = tx.scalar(query.where(claimable(self.database.clock()))) or 0
+            if at_most is None:
+                return due
+            running = tx.scalar(query.where(JOBS.c.state == State.RUNNING)) or 0
+            return max(0, min(due, at_most - running))
+
+    def waiting_in_compute(self) -> list[Job]:
+        """Jobs that were handed to the compute zone, where no worker has begun with them."""
+        query = sa.select(JOBS).where(
+            JOBS.c.state == State.RUNNING, JOBS.c.step == StepName.INFER, JOBS.c.progress == 0
+        )
+        with self.database.transaction() as tx:
+            return [job_of(row._mapping) for row in tx.execute(query)]
+
+    def handed_over(self, job: Job, patience_s: float) -> bool:
+        """The compute zone has the message: what it waits for there is a worker, not a deadline."""
+        waits = {
+            "deadline_at": job.step_since + patience_s,
+            "cause": "Waits for a compute worker",
+            "remedy": "If it stays so: is one running (`segnode status`), has it its model?",
+        }
+        with self.database.transaction() as tx:
+            changed = sa.update(JOBS).where(held_by(job), JOBS.c.progress == 0)
+            return bool(tx.execute(changed.values(**waits)).rowcount == 1)
+
+    def started(self, job: Job, deadline_s: float) -> bool:
+        """A compute worker has begun: from now on the deadline counts."""
+        begun = {
+            "deadline_at": self.database.clock() + deadline_s,
+            "progress": 0.001, "cause": "", "remedy": "",
+        }  # fmt: skip
+        with self.database.transaction() as tx:
+            changed = sa.update(JOBS).where(held_by(job), JOBS.c.progress == 0)
+            return bool(tx.execute(changed.values(**begun)).rowcount == 1)
+
+    def release_lost_leases(self, steps: Mapping[StepName, Step]) -> list[Job]:
+        """Queue again what a dead or hung worker held; fail what has crashed too often."""
+        lost = sa.select(JOBS).where(
+            JOBS.c.state == State.RUNNING, JOBS.c.lease_until <= self.database.clock()
+        )
+        with self.database.transaction() as tx:
+            found = [(job_of(row._mapping), row.deadline_at) for row in tx.execute(lost)]
+        released = (self._release(job, steps[job.step], at) for job, at in found)
+        return [job for job in released if job]
+
+    def _release(self, job: Job, step: Step, deadline_at: float | None) -> Job | None:
+        with self.moves(job.study_id) as moves:
+            still = sa.select(JOBS.c.id).where(held_by(job), JOBS.c.lease_until <= moves.now)
+            if moves.tx.scalar(still) is None:
+                return None
+            overran = deadline_at is not None and deadline_at <= moves.now
+            if job.step is StepName.INFER and job.progress == 0:
+                if overran:
+                    return moves.happen(
+                        job, Event.PATIENCE_ENDED, outcome="no compute worker",
+                        cause="No compute worker took it", error="NoComputeWorker",
+                        remedy="Start a compute worker (`segnode status`), then retry the job.",
+                    )  # fmt: skip
+                # A message that was lost in the compute queue is nobody's crash.
+                return moves.happen(job, Event.LEASE_RAN_OUT, outcome="message lost")
+            crashes = job.crashes + 1
+            what = f"took longer than {step.deadline_s:.0f} s" if overran else "died"
+            told: dict[str, Any] = {
+                "crashes": crashes,
+                "cause": f"The worker of step {step.name} {what} ({crashes} times)",
+                "remedy": "Look at the worker's log and memory, then retry the job.",
+                "error": "DeadlinePassed" if overran else "LeaseRanOut",
+            }
+            used_up = crashes >= (_MAX_OVERRUNS if overran else step.max_crashes)
+            event = Event.ATTEMPTS_USED_UP if used_up else Event.LEASE_RAN_OUT
+            outcome = "deadline passed" if overran else "lease ran out"
+            return moves.happen(job, event, outcome=outcome, **told)
+
+    def _paused_queues(self, tx: Connection) -> frozenset[str]:
+        names = tx.scalars(sa.select(PAUSES.c.name).where(PAUSES.c.name.startswith(QUEUE)))
+        return frozenset(name.removeprefix(QUEUE) for name in names)
+
+
+def claimable(now: float) -> sa.ColumnElement[bool]:
+    """Rows whose step may start now."""
+    return sa.and_(
+        JOBS.c.state.in_([State.QUEUED, State.WAITING]),
+        sa.or_(JOBS.c.next_try_at.is_(None), JOBS.c.next_try_at <= now),
+    )

@@ -1,0 +1,322 @@
+"""The ledger under whatever may happen to it: no job lost, none doubled, none stuck.
+
+Hypothesis drives the real ledger with random events: several workers that finish, fail, crash or
+come back from the dead, messages that get lost, clocks that jump, sweeps at any moment, people who
+retry, cancel, pause and ask for models, instances that come late. What holds is checked after every
+event; at the end everything that can end must do so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from node import errors
+from node.edges.journal import Journal
+from node.edges.ledger import Ledger
+from node.edges.ledger_tables import METADATA
+from node.errors import NodeError, NotPossible
+from node.jobs import (
+    BY_HAND,
+    TRANSITIONS,
+    Event,
+    Explained,
+    Job,
+    Priority,
+    Reason,
+    State,
+    Step,
+    StepName,
+    Wish,
+)
+from node.pipeline import BY_NAME, STEPS
+from node.pipeline.run import record_failure
+
+LEASE_S = 7.0
+QUEUES = ("io", "pacs", "cpu", "gpu")
+AT_MOST = {"gpu": 2}
+WISHES = [
+    Wish("chest", "v1", "ct_lungs", "digest-1", ("sender",)),
+    Wish("airways", "v1", "ct_airways", "digest-2", ("sender",), priority=Priority.URGENT),
+    Wish("night", "v1", "ct_bones", "digest-3", ("sender",), priority=Priority.OFF_PEAK),
+]
+FAILURES: list[type[NodeError]] = [
+    errors.PacsUnavailable, errors.GeometryError, errors.IdentityUnsafe, errors.Incomplete,
+    errors.ModelFault, errors.NodeError,
+]  # fmt: skip
+OPEN = {State.QUEUED, State.RUNNING, State.WAITING}
+#: What a person has to decide, or what is over.
+AT_REST = set(State) - OPEN
+SERIES = st.sampled_from(["series 1", "series 2", "series 3"])
+PICK = st.integers(0, 12)
+
+
+class Clock:
+    """A clock that the machine moves; every look is later than the one before."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        self.now += 0.001
+        return self.now
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """``ledger`` and ``clock`` are set by the test, on one database after the other."""
+
+    ledger: ClassVar[Ledger]
+    clock: ClassVar[Clock]
+
+    @initialize()
+    def start(self) -> None:
+        with self.ledger.database.transaction() as tx:
+            for table in reversed(METADATA.sorted_tables):
+                tx.execute(sa.delete(table))
+        self.held: list[Job] = []
+        self.dead: list[Job] = []  # their workers are gone, or about to come back too late
+        self.arrived: dict[str, set[int]] = {}
+        self.states: dict[str, tuple[State, int]] = {}
+
+    # -- series ------------------------------------------------------------------------------
+
+    @rule(series=SERIES, sizes=st.sets(st.integers(1, 4), min_size=1))
+    def instances_arrive(self, series: str, sizes: set[int]) -> None:
+        self.arrived[series] = self.arrived.get(series, set()) | sizes
+        self.ledger.open_jobs(series, _study(series), _instances(self.arrived[series]))
+
+    @precondition(lambda self: self.arrived)
+    @rule(pick=PICK)
+    def the_feed_is_read_again(self, pick: int) -> None:
+        series = sorted(self.arrived)[pick % len(self.arrived)]
+        self.ledger.open_jobs(series, _study(series), _instances(self.arrived[series]))
+
+    # -- workers -----------------------------------------------------------------------------
+
+    @rule(queue=st.sampled_from(QUEUES))
+    def a_worker_claims(self, queue: str) -> None:
+        job = self.ledger.claim_next(_steps(queue), LEASE_S, AT_MOST.get(queue))
+        if job:
+            assert all(other.id != job.id or other.lease != job.lease for other in self.held)
+            self.held.append(job)
+            if job.step is StepName.INFER:
+                self.ledger.handed_over(job, BY_NAME[job.step].patience_s)
+
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK)
+    def a_worker_lives(self, pick: int) -> None:
+        job = self.held[pick % len(self.held)]
+        self.ledger.started(job, BY_NAME[job.step].deadline_s)
+        self.ledger.extend(job, LEASE_S, 0.5)
+
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK, wishes=st.lists(st.sampled_from(WISHES), min_size=1, unique=True))
+    def a_worker_finishes(self, pick: int, wishes: list[Wish]) -> None:
+        job = self.held.pop(pick % len(self.held))
+        self._only_its_holder_moves_it(job, lambda: self._finish(job, wishes))
+
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK, kind=st.sampled_from(FAILURES))
+    def a_worker_fails(self, pick: int, kind: type[NodeError]) -> None:
+        job = self.held.pop(pick % len(self.held))
+        error = kind("something is wrong", remedy="mend it")
+        self._only_its_holder_moves_it(job, lambda: record_failure(self.ledger, job, error))
+
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK)
+    def a_worker_sends_its_job_back(self, pick: int) -> None:
+        job = self.held.pop(pick % len(self.held))
+        back = {"fallback": {"archive": "refused"}}
+        self._only_its_holder_moves_it(
+            job, lambda: self.ledger.redirect(job, StepName.ENCODE, back, "refused")
+        )
+
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK)
+    def a_worker_explains(self, pick: int) -> None:
+        job = self.held.pop(pick % len(self.held))
+        told = Explained(Reason("UnsuitableInput", "too thick", "thinner"), ("archive",))
+        self._only_its_holder_moves_it(job, lambda: self.ledger.explained(job, told))
+
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK)
+    def a_worker_dies(self, pick: int) -> None:
+        self.dead.append(self.held.pop(pick % len(self.held)))
+
+    @precondition(lambda self: self.dead)
+    @rule(pick=PICK)
+    def a_dead_worker_comes_back(self, pick: int) -> None:
+        job = self.dead.pop(pick % len(self.dead))
+        self._only_its_holder_moves_it(job, lambda: self._finish(job, WISHES[:1]))
+
+    # -- time and the sweeper ----------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.5, 8.0, 1000.0, 4000.0, 8 * 86400.0, -3600.0]))
+    def time_passes_or_jumps(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def the_sweeper_sweeps(self) -> None:
+        for job in self.ledger.release_lost_leases(BY_NAME):
+            assert job.state in (State.QUEUED, State.FAILED)
+            assert job.crashes <= BY_NAME[StepName.RECEIVE].max_crashes
+        assert self.ledger.due(_steps("gpu"), AT_MOST["gpu"]) <= AT_MOST["gpu"]
+
+    # -- people ------------------------------------------------------------------------------
+
+    @rule(pick=PICK, retry=st.booleans())
+    def a_person_decides(self, pick: int, retry: bool) -> None:
+        jobs = self.ledger.jobs()
+        if not jobs:
+            return
+        job = jobs[pick % len(jobs)]
+        event = Event.RETRY if retry else Event.CANCEL
+        possible = (job.state, event) in TRANSITIONS
+        try:
+            (self.ledger.retry if retry else self.ledger.cancel)(job.id)
+        except NotPossible:
+            assert not possible
+        else:
+            assert possible
+
+    @precondition(lambda self: self.arrived)
+    @rule(pick=PICK)
+    def a_person_asks_for_a_model(self, pick: int) -> None:
+        series = sorted(self.arrived)[pick % len(self.arrived)]
+        asked = replace(WISHES[0], rule=BY_HAND, rule_version=BY_HAND)
+        instances = _instances(self.arrived[series])
+        job = self.ledger.request(series, _study(series), instances, asked)
+        assert job.state in OPEN | AT_REST - {State.SUPERSEDED}
+
+    @rule(queue=st.sampled_from(QUEUES), resume=st.booleans())
+    def a_person_pauses(self, queue: str, resume: bool) -> None:
+        if resume:
+            self.ledger.resume(f"queue:{queue}")
+        else:
+            self.ledger.pause(f"queue:{queue}")
+            assert self.ledger.claim_next(_steps(queue), LEASE_S) is None
+
+    # -- what always holds -------------------------------------------------------------------
+
+    @invariant()
+    def no_job_is_lost_or_doubled(self) -> None:
+        jobs = self.ledger.jobs(limit=1000)
+        assert len({job.key for job in jobs}) == len(jobs)
+        found = {job.id for job in jobs}
+        assert found >= set(self.states), "a job is gone"
+        for series, sizes in self.arrived.items():
+            of_it = [job for job in jobs if job.series_id == series]
+            whole = set(_instances(sizes))
+            assert any(set(job.instance_ids) == whole for job in of_it), "nobody works on it"
+        self.states = {job.id: (job.state, job.lease) for job in jobs}
+
+    @invariant()
+    def who_is_held_says_why(self) -> None:
+        for job in self.ledger.jobs(limit=1000):
+            if job.state in (State.REJECTED, State.FAILED, State.QUARANTINED, State.INCOMPLETE):
+                assert job.cause and job.remedy
+            if job.state is State.WAITING:
+                assert job.next_try_at is not None
+
+    @invariant()
+    def one_try_runs_for_each_job_that_runs(self) -> None:
+        for job in self.ledger.jobs(limit=1000):
+            running = [one for one in self.ledger.attempts(job.id) if one.ended_at is None]
+            assert len(running) == (job.state is State.RUNNING)
+
+    def teardown(self) -> None:
+        """From wherever it got to: with workers that live, every job comes to rest."""
+        if not hasattr(self, "held"):
+            return
+        for queue in QUEUES:
+            self.ledger.resume(f"queue:{queue}")
+        for _ in range(200):
+            self.clock.now += 4000  # beyond every lease, deadline and back-off
+            self.ledger.release_lost_leases(BY_NAME)
+            while any(self._work(queue) for queue in QUEUES):
+                pass
+            if not [job for job in self.ledger.jobs(limit=1000) if job.state in OPEN]:
+                break
+        assert not [job for job in self.ledger.jobs(limit=1000) if job.state in OPEN], "stuck"
+        self._the_journal_tells_it_all()
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _work(self, queue: str) -> bool:
+        job = self.ledger.claim_next(_steps(queue), LEASE_S, AT_MOST.get(queue))
+        if job:
+            self._finish(job, WISHES[:2])
+        return job is not None
+
+    def _finish(self, job: Job, wishes: list[Wish]) -> object:
+        if job.step is StepName.ROUTE:
+            asked = job.facts.get("wish")
+            wanted = [replace(WISHES[0], rule=BY_HAND, rule_version=BY_HAND)] if asked else wishes
+            return self.ledger.fork(job, wanted)
+        return self.ledger.finish(job, {})
+
+    def _only_its_holder_moves_it(self, job: Job, act: Callable[[], Any]) -> None:
+        before = self.ledger.job(job.id)
+        assert before is not None
+        act()
+        after = self.ledger.job(job.id)
+        assert after is not None
+        ours = before.state is State.RUNNING and before.lease == job.lease
+        assert (after != before) == ours, "only who holds the lease changes the job"
+
+    def _the_journal_tells_it_all(self) -> None:
+        journal = Journal(self.ledger.database)
+        for study in journal.studies():
+            assert journal.verify(study).problem == ""
+        for job in self.ledger.jobs(limit=1000):
+            told = [
+                one.entry for one in journal.entries(job.study_id) if one.entry["job"] == job.id
+            ]
+            assert told[0]["event"] == Event.OPEN
+            assert told[-1]["state"] == job.state
+            before: State | None = None
+            for entry in told:
+                state = TRANSITIONS[before, Event(entry["event"])]
+                assert state == entry["state"], "the journal skips something"
+                before = state
+
+
+def _study(series: str) -> str:
+    return "study A" if series == "series 1" else "study B"
+
+
+def _instances(sizes: set[int]) -> list[str]:
+    return [f"instance {number}" for number in sorted(sizes)]
+
+
+def _steps(queue: str) -> list[Step]:
+    return [step for step in STEPS if step.queue == queue]
+
+
+def test_no_job_is_lost_doubled_or_stuck_whatever_happens(database_url: str) -> None:
+    """On SQLite and on PostgreSQL, with the same events on both."""
+    LedgerMachine.clock = Clock()
+    LedgerMachine.ledger = Ledger(database_url, clock=LedgerMachine.clock)
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        LedgerMachine,
+        settings=settings(
+            max_examples=40 if database_url.startswith("sqlite") else 12,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    LedgerMachine.ledger.database.close()
