@@ -83,12 +83,20 @@ def status() -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what the node's parts disagree about.")
+    ] = False,
+) -> None:
     """Check everything that the node needs, and say what to do about what is wrong."""
     from node import tables
     from node.doctor import examine
 
-    findings = list(examine(load()))
+    findings = []
+    with _err.status("Looking at everything") as status:
+        for finding in examine(load(), repair=repair):
+            findings.append(finding)
+            status.update(f"Looked at {finding.subject}")
     _out.print(tables.findings(findings))
     if any(finding.level == "wrong" for finding in findings):
         raise typer.Exit(1)

@@ -40,14 +40,11 @@ if TYPE_CHECKING:
     from anonymizer.keys import NumberedKeys, PseudonymKeys
     from anonymizer.profile import Policy
     from anonymizer.vault import Vault
-    from node.edges.chores import Chore
     from node.edges.dicomweb import DicomWebPacs
     from node.edges.ledger import Ledger
     from node.edges.orthanc import Orthanc
     from node.edges.orthanc_storage import OrthancStorage
     from node.edges.pacs import DicomPacs
-    from node.edges.retention import Retention
-    from node.edges.space import SpaceLog
     from node.edges.watch import Nudges
     from node.manifest import ModelManifest
     from node.pipeline.outbound import Profile
@@ -391,49 +388,17 @@ class Hospital:
 
         return OrthancStorage(self.orthanc)
 
-    @property
-    def space_log(self) -> SpaceLog:
-        """How full the disks were."""
-        from node.edges.space import SpaceLog
-
-        return SpaceLog(self.settings.var_dir / "space.json")
-
-    @cached_property
-    def retention(self) -> Retention:
-        """What is freed when nothing needs it any more."""
-        from node.edges.retention import Keep, Retention
-
-        days = {
-            name: None if value == "for ever" else value for name, value in self.settings.retention
-        }
-        return Retention(
-            self.ledger.database, self.artifacts, self.vault, self.orthanc_storage,
-            Keep(**days),
-        )  # fmt: skip
-
-    def chores(self) -> list[Chore]:
-        """What the watch does now and then."""
-        from node.edges.chores import Chore
-
-        storage, retention = self.orthanc_storage, self.retention
-        return [
-            Chore("restore", 30.0, storage.restore),
-            Chore("space", 600.0, lambda: self.space_log.add(storage.state().disks)),
-            Chore("free working data", 120.0, retention.free_working_data),
-            Chore("delete received", 3600.0, retention.delete_received),
-        ]
-
     # -- processes ---------------------------------------------------------------------------
 
     def run_watch(self) -> None:
         """The watch and its chores, until the process is told to stop."""
-        from node.edges.chores import Chores
         from node.edges.watch import Watch
+        from node.upkeep import chores
 
         receive = self.settings.receive
         stop = threading.Event()
         self._sweep(stop)
-        Chores(self.chores()).start(stop)
+        chores(self).start(stop)
         watch = Watch(
             self.orthanc,
             self.ledger,
