@@ -405,7 +405,7 @@ class Hospital:
             self.ledger,
             self.wake,
             quiet_s=receive.quiet_s,
-            max_quiet_s=max(receive.quiet_s, receive.max_quiet_s),
+            max_quiet_s=receive.longest_quiet_s,
             may_open=lambda: self.orthanc_storage.has_looked,
         )
         watch.run(stop, self.nudges.wait, receive.poll_s)
