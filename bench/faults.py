@@ -15,6 +15,7 @@ that no job has made. Exit status 1 tells that a trial failed; its logs and ledg
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -43,10 +44,14 @@ WARM_UP_SEEDS = (1, 2, 3)
 
 
 def trials(
-    seeds: Sequence[int], faults: Sequence[str], folder: Path, keep: Path, out: Console
-) -> list[Outcome]:
-    """Every seed's outcome; a node that a trial has left unwell is replaced by a new one."""
-    outcomes: list[Outcome] = []
+    seeds: Sequence[int],
+    faults: Sequence[str],
+    folder: Path,
+    keep: Path,
+    out: Console,
+    outcomes: list[Outcome],
+) -> None:
+    """Add every seed's outcome; a node that a trial has left unwell is replaced by a new one."""
     waiting = list(seeds)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeRemainingColumn())  # fmt: skip
@@ -82,7 +87,6 @@ def trials(
                             out.print(f"    {problem}", markup=False)
                         evidence(site, keep / f"seed-{seed}", outcome)
                         break  # a fresh node for the next
-    return outcomes
 
 
 def _one(site: Site, plan, folder: Path, undisturbed: Undisturbed) -> Outcome:  # type: ignore[no-untyped-def]
@@ -166,9 +170,15 @@ def main() -> None:
     keep = arguments.json.parent / "bench_faults_kept"
     started = time.time()
     seeds = range(arguments.seed, arguments.seed + arguments.trials)
-    with tempfile.TemporaryDirectory(prefix="segnode-faults-", ignore_cleanup_errors=True) as name:
-        outcomes = trials(seeds, arguments.only, Path(name), keep, out)
+    outcomes: list[Outcome] = []
+    with (
+        contextlib.suppress(KeyboardInterrupt, SystemExit),  # what there is, is told
+        tempfile.TemporaryDirectory(prefix="segnode-faults-", ignore_cleanup_errors=True) as name,
+    ):
+        trials(seeds, arguments.only, Path(name), keep, out, outcomes)
     out.print(summary(outcomes))
+    if len(outcomes) < arguments.trials:
+        out.print(f"[red]stopped after {len(outcomes)} of {arguments.trials} trials")
     wrong = [outcome for outcome in outcomes if outcome.all_problems]
     document = {
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)),
@@ -181,7 +191,7 @@ def main() -> None:
     out.print(f"Written to {arguments.json}, and the table beside it")
     for outcome in wrong:
         out.print(f"[red]wrong:[/red] bench/faults.py --seed {outcome.seed} --trials 1")
-    sys.exit(1 if wrong else 0)
+    sys.exit(1 if wrong or len(outcomes) < arguments.trials else 0)
 
 
 if __name__ == "__main__":
