@@ -21,11 +21,9 @@ from tests.orthanc_server import require_orthanc
 #: A seed for each; all faults are the business of bench/faults.py.
 SHORT = (
     "kill orthanc",
-    "kill redis, old memory",
     "kill hospital pool child",
     "kill everything",
     "cut connection",
-    "status 0xA700",
 )
 
 

@@ -150,10 +150,15 @@ class _Injector(threading.Thread):
         started = time.monotonic()
         if self._plan.step is None:
             time.sleep(self._plan.share * self._undisturbed_s)
+        seen: set[str] = set()
         while self._plan.step and time.monotonic() - started < 2 * self._undisturbed_s + 5:
-            if self._plan.step in self._steps():
+            steps = self._steps()
+            if self._plan.step in steps:
                 time.sleep(self._plan.share * 0.3)  # somewhere within it
                 break
+            if seen and not steps:  # it was too short to be seen, and all is over
+                break
+            seen |= steps
             time.sleep(0.02)
         self.broken_in = " ".join(sorted(self._steps())) if self._plan.share else "before"
 
