@@ -10,6 +10,7 @@ from typing import Literal
 
 from node import service, upkeep, vault_keys
 from node.destination_check import echoed
+from node.edges.arrivals import Arrivals, settle_s
 from node.edges.orthanc_storage import Disk
 from node.edges.space import Forecast
 from node.errors import NodeError
@@ -39,10 +40,23 @@ def examine(settings: Settings, *, repair: bool = False) -> Iterator[Finding]:
     yield from _models(hospital)
     yield from _recipe(hospital)
     yield from _rules(settings)
+    yield from senders(hospital)
     yield from _parts(hospital)
     for name in hospital.destinations:
         yield echoed(hospital, name)
     yield from _agreement(hospital, repair=repair)
+
+
+def senders(hospital: Hospital) -> Iterator[Finding]:
+    """Who is waited for longer than the site has set, because it is known to pause."""
+    receive = hospital.settings.receive
+    for sender, pause_s in Arrivals(hospital.ledger.database).pauses_s().items():
+        waited_s = settle_s(pause_s, receive.quiet_s, receive.longest_quiet_s)
+        if waited_s > receive.quiet_s:
+            yield Finding(
+                "note", f"sender {sender}" if sender else "senders over HTTP",
+                f"pauses for {pause_s:.0f} s within a series: waited for {waited_s:.0f} s",
+            )  # fmt: skip
 
 
 def _programs(settings: Settings) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,10 +182,12 @@ class Hospital:
     @cached_property
     def destinations(self) -> Mapping[str, Pacs]:
         """Name → destination, of every peer."""
+        from node.edges.rested import Rested
+
         made: dict[str, Pacs] = {peer.name: self.dicom(peer) for peer in self.settings.dicom_peers}
         if self.settings.dicomweb_peers:
             made |= {peer.name: self.dicomweb(peer) for peer in self.settings.dicomweb_peers}
-        return made
+        return {name: Rested(name, pacs) for name, pacs in made.items()}
 
     @property
     def profiles(self) -> Mapping[str, Profile]:
@@ -404,7 +407,7 @@ class Hospital:
             self.ledger,
             self.wake,
             quiet_s=receive.quiet_s,
-            max_quiet_s=max(receive.quiet_s, receive.max_quiet_s),
+            max_quiet_s=receive.longest_quiet_s,
             may_open=lambda: self.orthanc_storage.has_looked,
         )
         watch.run(stop, self.nudges.wait, receive.poll_s)
@@ -457,9 +460,10 @@ class Hospital:
     def _run_worker(self, name: str, queues: tuple[str, ...], processes: int) -> None:
         from celery.signals import worker_process_init
 
-        from node.edges.tasks import register_hospital_tasks
+        from node.edges.tasks import end_process, register_hospital_tasks
 
-        register_hospital_tasks(self.celery, self.ledger, self.steps(), self.wake, self.terms)
+        terms = replace(self.terms, end_process=end_process)
+        register_hospital_tasks(self.celery, self.ledger, self.steps(), self.wake, terms)
         worker_process_init.connect(
             lambda **_: self.ledger.database.forget_connections(), weak=False
         )

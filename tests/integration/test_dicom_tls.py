@@ -21,9 +21,9 @@ from node.jobs import State
 from node.settings import Dicom, Settings
 from node.settings import DicomPeer as PeerSettings
 from node.wiring import Hospital
+from tests.certificates import certificate
 from tests.conftest import NO_BRIDGE
 from tests.integration.test_delivery import reached
-from tests.integration.test_pacs_edge import certificate
 from tests.orthanc_server import OrthancServer
 
 HERE = "127.0.0.1"
