@@ -79,6 +79,12 @@ CMD ["sh", "-c", "exec segnode run \"$ROLE\""]
 
 # --- compute: artifact in, artifact out; no Orthanc client, no vault, no ledger ----------------------
 FROM python AS compute
+# The sandbox of somebody else's programs. In a container it needs user namespaces, which Docker's
+# default seccomp profile forbids: docs/foreign-models.md says what to do.
+RUN set -eu; \
+    apt-get update; \
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends bubblewrap; \
+    rm -rf /var/lib/apt/lists/*
 ENV ROLE=compute \
     SEGNODE_COMPUTE_ARTIFACTS_DIR=/var/lib/segnode/artifacts \
     SEGNODE_COMPUTE_MODELS_DIR=/opt/segnode/models \
@@ -95,7 +101,7 @@ COPY models ./models
 RUN python -m node.packages $(dirname models/*/model.toml) /opt/segnode/exports
 
 FROM compute AS compute-cpu
-RUN pip install --no-cache-dir --no-compile --constraint requirements.lock '.[compute]'
+RUN pip install --no-cache-dir --no-compile --constraint requirements.lock '.[compute,foreign]'
 COPY models ./models
 COPY --from=exports /opt/segnode/exports ./exports
 ENV SEGNODE_COMPUTE_EXPORTS_DIR=/opt/segnode/exports
@@ -103,7 +109,7 @@ USER segnode
 
 FROM compute AS compute-gpu
 # PyTorch's Linux wheels bring CUDA; the host brings its driver and the NVIDIA container toolkit.
-RUN pip install --no-cache-dir --no-compile --constraint requirements.lock '.[compute,torch]'
+RUN pip install --no-cache-dir --no-compile --constraint requirements.lock '.[compute,torch,foreign]'
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY models ./models

@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -69,7 +70,12 @@ def trials(
                     outcomes.append(outcome)
                     progress.advance(bar)
                     if not out.is_terminal:  # nobody sees the bar
-                        out.print(line(len(outcomes), outcome), highlight=False, markup=False)
+                        out.print(
+                            line(len(outcomes), outcome),
+                            highlight=False,
+                            markup=False,
+                            soft_wrap=True,
+                        )
                     if outcome.all_problems:
                         out.print(f"[red]seed {seed}, {outcome.fault}[/red]")
                         for problem in outcome.all_problems:
@@ -98,18 +104,36 @@ def line(number: int, outcome: Outcome) -> str:
     )
 
 
+COLUMNS = ("fault", "trials", "studies", "confirmed", "held, then confirmed", "wrong",
+           "delay, median s", "longest s")  # fmt: skip
+
+
 def summary(outcomes: Sequence[Outcome]) -> Table:
     """Fault by fault: what came of it."""
     table = Table(box=box.SIMPLE, title=f"{len(outcomes)} trials", title_justify="left")
-    for column in ("fault", "trials", "studies", "confirmed", "held, then confirmed", "wrong",
-                   "delay, median s", "longest s"):  # fmt: skip
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column == "fault" else "right")
-    for fault in dict.fromkeys(outcome.fault for outcome in outcomes):
-        of_fault = [outcome for outcome in outcomes if outcome.fault == fault]
-        table.add_row(fault, *_row(of_fault))
+    *faults, together = _rows(outcomes)
+    for row in faults:
+        wrong = "" if row[5] == "0" else "[red]"
+        table.add_row(*row[:5], wrong + row[5], *row[6:])
     table.add_section()
-    table.add_row("all", *_row(outcomes)[:5], "", "")
+    table.add_row(*together)
     return table
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """The same for a page of docs."""
+    rows = [COLUMNS, ("---", *("---:" for _ in COLUMNS[1:])), *_rows(outcomes)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
+    names = [name for name in FAULTS if any(outcome.fault == name for outcome in outcomes)]
+    rows = [
+        (name, *_row([outcome for outcome in outcomes if outcome.fault == name])) for name in names
+    ]
+    return [*rows, ("all", *_row(outcomes)[:5], "", "")]
 
 
 def _row(outcomes: Sequence[Outcome]) -> list[str]:
@@ -121,7 +145,7 @@ def _row(outcomes: Sequence[Outcome]) -> list[str]:
         str(len(studies)),
         str(sum(study.state == "confirmed" for study in studies)),
         str(sum(study.retried and study.state.endswith("then confirmed") for study in studies)),
-        f"[red]{wrong}" if wrong else "0",
+        str(wrong),
         f"{median(delays):.1f}" if delays else "",
         f"{max(delays):.1f}" if delays else "",
     ]
@@ -136,6 +160,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="FAULT")
     parser.add_argument("--json", type=Path, default=REPOSITORY / "var" / "bench_faults.json")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the node is stopped, too
     out = Console() if sys.stdout.isatty() else Console(width=120)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     keep = arguments.json.parent / "bench_faults_kept"
@@ -152,7 +177,8 @@ def main() -> None:
         "trials": [plain(outcome) for outcome in outcomes],
     }
     arguments.json.write_text(json.dumps(document, indent=1) + "\n")
-    out.print(f"Written to {arguments.json}")
+    arguments.json.with_suffix(".md").write_text(markdown(outcomes))
+    out.print(f"Written to {arguments.json}, and the table beside it")
     for outcome in wrong:
         out.print(f"[red]wrong:[/red] bench/faults.py --seed {outcome.seed} --trials 1")
     sys.exit(1 if wrong else 0)

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from node import cli_models, log
+from node import cli_flow, cli_models, log
 from node.errors import NodeError
 from node.kinds import ResultKind
 from node.settings import load, load_compute
@@ -33,6 +33,7 @@ app.add_typer(pacs_app, name="pacs")
 keys_app = typer.Typer(help="The vault's keys: which, new ones, the end.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.add_typer(cli_models.models_app, name="models")
+app.add_typer(cli_flow.queue_app, name="queue")
 
 _out = Console()
 _err = Console(stderr=True)
@@ -83,12 +84,20 @@ def status() -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what the node's parts disagree about.")
+    ] = False,
+) -> None:
     """Check everything that the node needs, and say what to do about what is wrong."""
     from node import tables
     from node.doctor import examine
 
-    findings = list(examine(load()))
+    findings = []
+    with _err.status("Looking at everything") as status:
+        for finding in examine(load(), repair=repair):
+            findings.append(finding)
+            status.update(f"Looked at {finding.subject}")
     _out.print(tables.findings(findings))
     if any(finding.level == "wrong" for finding in findings):
         raise typer.Exit(1)
@@ -275,6 +284,10 @@ def process(
         raise typer.Exit(1)
 
 
+pacs_app.command("pause")(cli_flow.pacs_pause)
+pacs_app.command("drain")(cli_flow.pacs_drain)
+pacs_app.command("resume")(cli_flow.pacs_resume)
+app.command()(cli_flow.journal)
 app.command()(cli_models.train)
 app.command()(cli_models.evaluate)
 

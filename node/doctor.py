@@ -6,9 +6,11 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from typing import Literal
 
-from node import service, vault_keys
+from node import service, upkeep, vault_keys
 from node.destination_check import echoed
+from node.edges.arrivals import Arrivals, settle_s
 from node.edges.orthanc_storage import Disk
 from node.edges.space import Forecast
 from node.errors import NodeError
@@ -25,8 +27,11 @@ _TOOLS = {
 _SOON_DAYS = 7
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Everything that the node needs, from programs to peers."""
+def examine(settings: Settings, *, repair: bool = False) -> Iterator[Finding]:
+    """Everything that the node needs, from programs to peers, and whether its parts agree.
+
+    With ``repair``, disagreements are mended where that is safe.
+    """
     hospital = Hospital(settings)
     yield from _programs(settings)
     yield from _disk(hospital)
@@ -35,9 +40,23 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _models(hospital)
     yield from _recipe(hospital)
     yield from _rules(settings)
+    yield from senders(hospital)
     yield from _parts(hospital)
     for name in hospital.destinations:
         yield echoed(hospital, name)
+    yield from _agreement(hospital, repair=repair)
+
+
+def senders(hospital: Hospital) -> Iterator[Finding]:
+    """Who is waited for longer than the site has set, because it is known to pause."""
+    receive = hospital.settings.receive
+    for sender, pause_s in Arrivals(hospital.ledger.database).pauses_s().items():
+        waited_s = settle_s(pause_s, receive.quiet_s, receive.longest_quiet_s)
+        if waited_s > receive.quiet_s:
+            yield Finding(
+                "note", f"sender {sender}" if sender else "senders over HTTP",
+                f"pauses for {pause_s:.0f} s within a series: waited for {waited_s:.0f} s",
+            )  # fmt: skip
 
 
 def _programs(settings: Settings) -> Iterator[Finding]:
@@ -63,26 +82,15 @@ def _disk(hospital: Hospital) -> Iterator[Finding]:
         keep = settings.storage.keep_free_bytes
         yield _disk_finding(Forecast(Disk("var", usage.free, usage.total, keep), None, None))
         return
-    for one in hospital.space_log.forecasts(state.disks):
+    for one in upkeep.space_log(hospital).forecasts(state.disks):
         yield _disk_finding(one)
     folder = settings.var_dir / "orthanc" / "storage"
-    if state.orphans:
-        yield Finding(
-            "note", "files", f"{len(state.orphans)} received files are not in Orthanc's index yet",
-            "Nothing to do: the watch imports them again.",
-        )  # fmt: skip
     if state.unreadable:
         yield Finding(
             "wrong", "files",
             f"{len(state.unreadable)} files in Orthanc's storage are no instances",
             "They were never acknowledged, or Orthanc has another object of the same UID. Look at "
             f"them in {folder / 'segnode-unreadable'}; delete what nobody misses.",
-        )  # fmt: skip
-    if state.fileless:
-        yield Finding(
-            "wrong", "files",
-            f"{len(state.fileless)} instances in Orthanc's index have lost their file",
-            "Run `segnode doctor --repair`, then send their series again.",
         )  # fmt: skip
 
 
@@ -195,3 +203,26 @@ def _parts(hospital: Hospital) -> Iterator[Finding]:
         else:
             log = hospital.settings.var_dir / part.log
             yield Finding("wrong", part.name, "does not answer", f"Run `segnode up`; see {log}.")
+
+
+def _agreement(hospital: Hospital, *, repair: bool) -> Iterator[Finding]:
+    try:
+        hospital.orthanc.system()
+    except NodeError:
+        yield Finding("note", "agreement", "not looked at: the node does not run")
+        return
+    found = False
+    for one in upkeep.reconciler(hospital).disagreements():
+        found = True
+        if one.repair is None:
+            level: Literal["wrong", "note"] = "wrong" if one.grave else "note"
+            yield Finding(level, one.between, one.found, one.remedy)
+        elif repair:
+            one.repair()
+            yield Finding("good", one.between, f"{one.found}: {one.remedy}")
+        else:
+            yield Finding("wrong", one.between, one.found, "`segnode doctor --repair` mends it.")
+    if not found:
+        yield Finding(
+            "good", "agreement", "Orthanc, ledger, broker, artifacts, vault and PACS say the same"
+        )

@@ -23,6 +23,7 @@
     ├── NotPossible     a person asked for what a job's state does not allow: nothing changes
     └── Unavailable     try again later
         ├── OrthancUnavailable
+        ├── LedgerUnavailable
         ├── PacsUnavailable
         ├── LeaseLost                 another worker has taken the step over: stop, record nothing
         ├── NotAllArrived             something of the series is missing and may still come
@@ -169,6 +170,12 @@ class Unavailable(NodeError):
 
 class OrthancUnavailable(Unavailable):
     """Orthanc did not answer."""
+
+
+class LedgerUnavailable(Unavailable):
+    """The node's database did not answer, or was locked for too long."""
+
+    default_remedy = "Check the database (`segnode doctor`); the node goes on when it answers."
 
 
 class PacsUnavailable(Unavailable):

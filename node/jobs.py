@@ -108,6 +108,8 @@ class Event(StrEnum):
     RETRY = "retry"
     CANCEL = "cancel"
     SUPERSEDE = "supersede"
+    FREED = "working data freed"  #: the state stays: nobody needs the data any more
+    DELETED = "received series deleted"  #: the state stays: kept for as long as the rules say
 
 
 _OPEN = (State.QUEUED, State.RUNNING, State.WAITING)

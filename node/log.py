@@ -18,7 +18,7 @@ import structlog
 ALLOWED = frozenset(
     {
         "event", "level", "timestamp", "process",
-        "job_id", "step", "state", "attempt", "chore", "outcome", "error", "place",
+        "job_id", "step", "state", "attempt", "chore", "between", "outcome", "error", "place",
         "model", "rule", "destination", "ae_title", "queue", "series_count",
         "instances", "seconds", "percent", "bytes", "status", "port", "changes", "jobs", "leases",
     }

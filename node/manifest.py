@@ -127,6 +127,10 @@ class Preprocessing(_Frozen):
     window_hu: tuple[float, float]
     """Mapped to [0, 1], clipped."""
     in_plane_size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+    field_size: Annotated[int, Field(ge=32, le=4096)] | None = None
+    """Points along a side of the square that is sampled, where that is more than the network sees
+    at once (in_plane_size): it then looks at tiles that overlap by half, and their scores are
+    blended. None: the network sees the whole square."""
     in_plane_spacing_mm: Positive
     body_above_hu: int
     """Voxels above it are the body, on which the square is centred."""
@@ -141,7 +145,14 @@ class Preprocessing(_Frozen):
             raise ValueError("context_slices is odd")
         if self.window_hu[0] >= self.window_hu[1]:
             raise ValueError("window_hu: lowest before highest")
+        if self.plane_size < self.in_plane_size:
+            raise ValueError("field_size: not less than in_plane_size")
         return self
+
+    @property
+    def plane_size(self) -> int:
+        """Points along a side of the square that is sampled and labelled."""
+        return self.field_size or self.in_plane_size
 
 
 class RadiographPreprocessing(_Frozen):
@@ -247,6 +258,8 @@ class Command(_Frozen):
     time_limit_s: Positive = 3600.0
     memory_limit_mib: Annotated[int, Field(ge=64)] = 16384
     """Of all its processes together."""
+    disk_limit_mib: Annotated[int, Field(ge=16)] = 32768
+    """Of the folder of one run: its input, its output, what it writes to TMPDIR and HOME."""
     sandbox: bool = True
     """Without network, and seeing only the system's programs, its model folder and `readable`."""
     readable: tuple[Text, ...] = ()

@@ -31,6 +31,7 @@ from node.runtimes import Precision, Runtime, openvino_cpu
 from node.runtimes.exports import Export, find_export, is_exported, keep_export
 from node.runtimes.mirrored import Mirrored
 from node.runtimes.network import load_network, verified_weights
+from node.runtimes.tiled import Tiled
 from node.sdk import Radiograph
 from node.segmentation import VolumeModel
 
@@ -269,6 +270,10 @@ def on_gpu(folder: Path, manifest: WithWeights) -> NetworkModel | None:
 
 def _model(manifest: WithWeights, runtime: Runtime) -> NetworkModel:
     choice = manifest.inference
+    if not isinstance(manifest, RadiographManifest):
+        seen = manifest.preprocessing
+        if seen.plane_size > seen.in_plane_size:
+            runtime = Tiled(runtime, seen.in_plane_size, seen.plane_size)
     if choice.mirror:
         runtime = Mirrored(runtime, len(manifest.segments) + 1, choice.mirror_swaps)
     if isinstance(manifest, RadiographManifest):

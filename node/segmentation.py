@@ -60,7 +60,7 @@ class VolumeModel:
         grid = grid_on_body(
             np.concatenate([upright(index, index + 1) for index in center_slices(count)]),
             (slices_mm, rows_mm, columns_mm),
-            preprocessing.in_plane_size,
+            preprocessing.plane_size,
             preprocessing.in_plane_spacing_mm,
             preprocessing.body_above_hu,
         )
@@ -87,7 +87,7 @@ class VolumeModel:
     ) -> Iterator[Scores]:
         """Batches for the network; slices are waited for, and sampled, when it asks for them."""
         preprocessing = self.manifest.preprocessing
-        channels, size, _ = self.manifest.slab_shape
+        channels, size = preprocessing.context_slices, preprocessing.plane_size
         planes = np.empty((count, size, size), np.float32)
         sampled = 0
         for indices in slab_indices(count, channels, offset, self.runtime.batch_slices):
@@ -99,7 +99,8 @@ class VolumeModel:
             yield planes[indices]
 
     def _checked(self, batches: Iterator[Scores]) -> Iterator[Scores]:
-        promised = (len(self.manifest.segments) + 1, *self.manifest.slab_shape[1:])
+        size = self.manifest.preprocessing.plane_size
+        promised = (len(self.manifest.segments) + 1, size, size)
         for scores in batches:
             if scores.shape[1:] != promised:
                 raise ModelFault(

@@ -102,6 +102,11 @@ class Receive(_Section):
     patience_s: Annotated[float, Field(ge=0)] = 60.0
     poll_s: Annotated[float, Field(ge=0.05)] = 1.0
 
+    @property
+    def longest_quiet_s(self) -> float:
+        """What bounds the wait for a sender who pauses."""
+        return max(self.quiet_s, self.max_quiet_s)
+
 
 class Storage(_Section):
     """When the node stops receiving: before a disk that it writes to is full."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from node.edges.console_json import deliveries_shown
+from node.edges.journal import Entry
+from node.edges.ledger_people import Pause
 from node.edges.supervisor import ProcessInfo
 from node.jobs import Attempt, Job, State
 from node.kinds import ResultKind
@@ -95,14 +98,75 @@ def job_counts(counts: Mapping[State, int]) -> Table:
 def jobs(found: Sequence[Job]) -> Table:
     """The newest jobs with their state and what a person should know of it."""
     table = Table(box=box.SIMPLE)
-    for column in ("job", "arrived", "model", "images", "step", "state", "why, and what to do"):
+    for column in (
+        "job",
+        "arrived",
+        "model",
+        "priority",
+        "images",
+        "step",
+        "state",
+        "why, and what to do",
+    ):
         table.add_column(column, overflow="fold")
     for job in found:
         table.add_row(
             job.id[:8], f"{datetime.fromtimestamp(job.created_at):%m-%d %H:%M:%S}",
-            job.model or "-", str(len(job.instance_ids)), str(job.step), _state(job), _reason(job),
+            job.model or "-", str(job.priority), str(len(job.instance_ids)), str(job.step),
+            _state(job), _reason(job),
         )  # fmt: skip
     return table
+
+
+@dataclass(frozen=True)
+class QueueRow:
+    """One queue: its steps, how many jobs have them before them, how many run."""
+
+    name: str
+    steps: tuple[str, ...]
+    waiting: int
+    running: int
+
+
+def queues(rows: Sequence[QueueRow], pauses: Sequence[Pause]) -> RenderableType:
+    """What each queue has to do, and what a person has paused."""
+    paused = {pause.name: pause for pause in pauses}
+    table = Table(box=box.SIMPLE)
+    for column in ("queue", "steps", "waiting", "running", ""):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        stands = paused.pop(f"queue:{row.name}", None)
+        table.add_row(row.name, ", ".join(row.steps), str(row.waiting), str(row.running),
+                      _paused(stands) if stands else "[green]goes[/]")  # fmt: skip
+    for name, stands in paused.items():
+        table.add_row(name.removeprefix("destination:"), "a destination", "", "", _paused(stands))
+    return table
+
+
+def journal(entries: Sequence[Entry]) -> Table:
+    """What happened to a study, the oldest first."""
+    table = Table(box=box.SIMPLE)
+    for column in ("", "when", "job", "step", "event", "state", "who", "why"):
+        table.add_column(column, overflow="fold")
+    for one in entries:
+        told = one.entry
+        when = datetime.fromtimestamp(told["at_ms"] / 1000)
+        state = State(told["state"])
+        table.add_row(
+            str(one.number), f"{when:%m-%d %H:%M:%S}", told["job"][:8], told["step"],
+            told["event"], f"[{_COLOURS[state]}]{state}[/]", told["who"],
+            Text(told.get("cause", "") or _made(told)),
+        )  # fmt: skip
+    return table
+
+
+def _made(told: Mapping[str, Any]) -> str:
+    results, model = told.get("results", ()), told.get("model", "")
+    return f"{model}, {len(results)} results" if results else model
+
+
+def _paused(pause: Pause) -> str:
+    return f"[yellow]paused[/] {_span(time.time() - pause.since)} ago by {pause.who}"
 
 
 def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
@@ -111,7 +175,8 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
     facts.add_row("job", one.id)
     facts.add_row("state", _state(one))
     for name, value in (
-        ("model", one.model), ("rule", one.rule), ("images", str(len(one.instance_ids))),
+        ("model", one.model), ("rule", one.rule), ("priority", str(one.priority)),
+        ("images", str(len(one.instance_ids))),
         ("sender", one.facts.get("sender", "")), ("destinations", ", ".join(one.destinations)),
         ("cause", one.cause), ("remedy", one.remedy),
     ):  # fmt: skip
@@ -132,10 +197,12 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
     tries = Table(box=box.SIMPLE)
     for column in ("step", "try", "outcome", "seconds"):
         tries.add_column(column)
-    for attempt in attempts:
-        ended = attempt.ended_at or time.time()
-        tries.add_row(str(attempt.step), str(attempt.attempt), attempt.outcome or "running",
-                      f"{ended - attempt.started_at:.2f}")  # fmt: skip
+    # A report that is awaited for days is looked for hundreds of times: that is one line.
+    for (step, outcome), same in groupby(attempts, lambda one: (one.step, one.outcome)):
+        found = list(same)
+        numbers = str(found[0].attempt) + (f", {len(found)} times" if len(found) > 1 else "")
+        seconds = sum((one.ended_at or time.time()) - one.started_at for one in found)
+        tries.add_row(str(step), numbers, outcome or "running", f"{seconds:.2f}")
     return Group(facts, *deliveries(one), tries)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,14 +41,11 @@ if TYPE_CHECKING:
     from anonymizer.keys import NumberedKeys, PseudonymKeys
     from anonymizer.profile import Policy
     from anonymizer.vault import Vault
-    from node.edges.chores import Chore
     from node.edges.dicomweb import DicomWebPacs
     from node.edges.ledger import Ledger
     from node.edges.orthanc import Orthanc
     from node.edges.orthanc_storage import OrthancStorage
     from node.edges.pacs import DicomPacs
-    from node.edges.retention import Retention
-    from node.edges.space import SpaceLog
     from node.edges.watch import Nudges
     from node.manifest import ModelManifest
     from node.pipeline.outbound import Profile
@@ -391,55 +389,23 @@ class Hospital:
 
         return OrthancStorage(self.orthanc)
 
-    @property
-    def space_log(self) -> SpaceLog:
-        """How full the disks were."""
-        from node.edges.space import SpaceLog
-
-        return SpaceLog(self.settings.var_dir / "space.json")
-
-    @cached_property
-    def retention(self) -> Retention:
-        """What is freed when nothing needs it any more."""
-        from node.edges.retention import Keep, Retention
-
-        days = {
-            name: None if value == "for ever" else value for name, value in self.settings.retention
-        }
-        return Retention(
-            self.ledger.database, self.artifacts, self.vault, self.orthanc_storage,
-            Keep(**days),
-        )  # fmt: skip
-
-    def chores(self) -> list[Chore]:
-        """What the watch does now and then."""
-        from node.edges.chores import Chore
-
-        storage, retention = self.orthanc_storage, self.retention
-        return [
-            Chore("restore", 30.0, storage.restore),
-            Chore("space", 600.0, lambda: self.space_log.add(storage.state().disks)),
-            Chore("free working data", 120.0, retention.free_working_data),
-            Chore("delete received", 3600.0, retention.delete_received),
-        ]
-
     # -- processes ---------------------------------------------------------------------------
 
     def run_watch(self) -> None:
         """The watch and its chores, until the process is told to stop."""
-        from node.edges.chores import Chores
         from node.edges.watch import Watch
+        from node.upkeep import chores
 
         receive = self.settings.receive
         stop = threading.Event()
         self._sweep(stop)
-        Chores(self.chores()).start(stop)
+        chores(self).start(stop)
         watch = Watch(
             self.orthanc,
             self.ledger,
             self.wake,
             quiet_s=receive.quiet_s,
-            max_quiet_s=max(receive.quiet_s, receive.max_quiet_s),
+            max_quiet_s=receive.longest_quiet_s,
             may_open=lambda: self.orthanc_storage.has_looked,
         )
         watch.run(stop, self.nudges.wait, receive.poll_s)
@@ -492,9 +458,10 @@ class Hospital:
     def _run_worker(self, name: str, queues: tuple[str, ...], processes: int) -> None:
         from celery.signals import worker_process_init
 
-        from node.edges.tasks import register_hospital_tasks
+        from node.edges.tasks import end_process, register_hospital_tasks
 
-        register_hospital_tasks(self.celery, self.ledger, self.steps(), self.wake, self.terms)
+        terms = replace(self.terms, end_process=end_process)
+        register_hospital_tasks(self.celery, self.ledger, self.steps(), self.wake, terms)
         worker_process_init.connect(
             lambda **_: self.ledger.database.forget_connections(), weak=False
         )

@@ -42,10 +42,17 @@ class PostgresCluster:
     def database(self) -> str:
         """The SQLAlchemy URL of a new, empty database."""
         name = f"test{next(self._numbers)}"
+        self._administer(f"CREATE DATABASE {name}")
+        return f"postgresql+psycopg://segnode@/{name}?host={self._folder}"
+
+    def drop(self, name: str) -> None:
+        """Remove a database under whoever uses it."""
+        self._administer(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _administer(self, statement: str) -> None:
         with psycopg.connect(host=str(self._folder), user="segnode", dbname="postgres",
                              autocommit=True) as connection:  # fmt: skip
-            connection.execute(f"CREATE DATABASE {name}")
-        return f"postgresql+psycopg://segnode@/{name}?host={self._folder}"
+            connection.execute(statement)
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._programs / program), *arguments]

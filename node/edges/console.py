@@ -27,9 +27,10 @@ from node import log
 from node.edges.console_json import (
     GROUPS,
     can_release,
-    group_of,
+    group_counts,
     job_shown,
     review_shown,
+    states_of,
     steps_shown,
     timings_shown,
 )
@@ -148,13 +149,16 @@ class _Console:
     def jobs(self, request: Request) -> Response:
         """``GET /jobs?study=&state=&limit=``: newest first, with the number in each group."""
         query = request.query_params
-        wanted = _states_asked(query.get("state", ""))
-        found = self.ledger.jobs(limit=_limit(query.get("limit")), study_id=query.get("study"))
+        study_id = query.get("study")
+        states, unwanted = _states_asked(query.get("state", ""))
+        found = self.ledger.jobs(_limit(query.get("limit")), study_id, states, unwanted)
         now = time.time()
+        counts = self.ledger.counts(study_id)
         return JSONResponse(
             {
-                "jobs": [job_shown(job, now) for job in found if wanted(job)],
-                "counts": {g: sum(group_of(job) == g for job in found) for g in GROUPS},
+                "jobs": [job_shown(job, now) for job in found],
+                "counts": group_counts(counts, self.ledger.unwanted(study_id)),
+                "paused": [pause.name for pause in self.ledger.pauses()],
                 "steps": steps_shown(),
             }
         )
@@ -350,15 +354,17 @@ def _picture(job: Job) -> str:
     return f"{job.id}/overlay.png"
 
 
-def _states_asked(asked: str) -> Callable[[Job], bool]:
+def _states_asked(asked: str) -> tuple[set[State] | None, bool | None]:
     """A filter from ``stuck``, ``running``, ``done`` or states, separated by commas."""
     names = set(filter(None, asked.split(",")))
-    unknown = names - set(GROUPS) - set(State)
-    if unknown:
+    if not names:
+        return None, None
+    try:
+        return states_of(names)
+    except KeyError:
         raise Refused(
             400, "There is no such state.", f"Use {', '.join([*GROUPS, *State])}."
-        )  # fmt: skip
-    return lambda job: not names or group_of(job) in names or job.state in names
+        ) from None
 
 
 def _limit(asked: str | None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +20,8 @@ _STUCK = (State.WAITING, State.REJECTED, State.INCOMPLETE, State.QUARANTINED, St
 _RUNNING = (State.QUEUED, State.RUNNING)
 _OPEN = (State.WAITING, *_RUNNING)
 
+_STATE_NAMED = {str(state): state for state in State}
+
 #: What a person may do to a job.
 _ACTIONS = (Event.RETRY, Event.CANCEL)
 
@@ -36,6 +38,32 @@ _SHOWN_FACTS = (
     "remarks",
     "images_released",
 )
+
+
+_STATES = {
+    "stuck": _STUCK,
+    "running": _RUNNING,
+    "done": tuple(state for state in State if state not in (*_STUCK, *_RUNNING)),
+}
+
+
+def states_of(names: Collection[str]) -> tuple[set[State], bool | None]:
+    """The states of groups and states, and whether series that no rule wants are among them.
+
+    The latter as the ledger asks for it; KeyError when there is no such group or state.
+    """
+    states: set[State] = set()
+    for name in names:
+        states |= set(_STATES[name]) if name in GROUPS else {_STATE_NAMED[name]}
+    if State.REJECTED in names:
+        return states, None
+    return states, "done" in names
+
+
+def group_counts(counts: Mapping[State, int], unwanted: int) -> dict[str, int]:
+    """How many jobs are in each group."""
+    found = {name: sum(counts.get(state, 0) for state in _STATES[name]) for name in GROUPS}
+    return {**found, "stuck": found["stuck"] - unwanted, "done": found["done"] + unwanted}
 
 
 def group_of(job: Job) -> str:
@@ -60,6 +88,7 @@ def job_shown(job: Job, now: float) -> dict[str, Any]:
         "study_id": job.study_id,
         "model": job.model,
         "rule": job.rule,
+        "priority": str(job.priority),
         "step": str(job.step),
         "step_number": list(StepName).index(job.step) + 1,
         "state": str(job.state),

@@ -10,6 +10,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+from node.errors import LedgerUnavailable
 
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 _VERSION = sa.table("alembic_version", sa.column("version_num"))
@@ -31,9 +34,19 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """All of it or nothing; on SQLite, one at a time."""
-        with self._engine.begin() as tx:
-            yield tx
+        """All of it or nothing; on SQLite, one at a time.
+
+        Raises
+        ------
+        LedgerUnavailable
+            The database does not answer, is locked for too long, or has no room.
+        """
+        try:
+            with self._engine.begin() as tx:
+                yield tx
+        except (OperationalError, InterfaceError) as error:
+            cause = type(error.orig).__name__
+            raise LedgerUnavailable(f"The ledger's database does not answer ({cause})") from None
 
     def forget_connections(self) -> None:
         """Open new connections from here on: a forked process must not use its parent's."""

@@ -174,6 +174,12 @@ def hash_of(entry: Mapping[str, Any]) -> str:
     return hashlib.sha256(written.encode()).hexdigest()
 
 
+def note(database: Database, who: str, event: Event, job: Job) -> None:
+    """Note what happened around ``job`` and left its state as it is."""
+    with database.transaction() as tx:
+        Chain(tx, job.study_id).append(database.clock(), who, event, job.state, job)
+
+
 def _told(job: Job) -> dict[str, Any]:
     """What an entry says of its job, without what is empty."""
     results = [uid for one in job.facts.get("results", ()) for uid in one["sop_instance_uids"]]

@@ -26,6 +26,7 @@ from node.edges.ledger_sweeps import Sweeps, claimable
 from node.edges.ledger_tables import JOBS, job_of
 from node.jobs import BY_HAND, Event, Explained, Job, State, Step, StepName, Wish
 from node.pipeline import BY_NAME
+from node.pipeline.delivery import read_deliveries
 from node.pipeline.replaced import OF_DELIVERY
 
 #: Facts of one delivery, which the next one does not share.
@@ -287,7 +288,11 @@ _OF_WISH = ("rule", "rule_version", "model", "model_digest", "destinations", "pr
 
 
 def _being_sent(job: Job) -> bool:
-    """A destination may hold something of it: it goes on to its end, and a newer one follows."""
-    if job.step is StepName.CONFIRM:
-        return True
-    return job.step is StepName.DELIVER and (job.state is State.RUNNING or job.attempt > 0)
+    """A destination may hold something of it: it goes on to its end, and a newer one follows.
+
+    What waits for a destination that has taken nothing yet (it was down all night) never goes out.
+    """
+    if job.step is not StepName.DELIVER:
+        return job.step is StepName.CONFIRM
+    taken_by_somebody = any(one.accepted for one in read_deliveries(job).values())
+    return job.state is State.RUNNING or job.crashes > 0 or taken_by_somebody

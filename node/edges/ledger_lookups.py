@@ -11,8 +11,10 @@ from node.edges.database import Database
 from node.edges.journal import Chain
 from node.edges.ledger_moves import Moves, read_job
 from node.edges.ledger_tables import ATTEMPTS, JOBS, job_of
-from node.errors import NotPossible
+from node.errors import NoMatchingModel, NotPossible
 from node.jobs import Attempt, Job, State, StepName
+
+_UNWANTED = sa.and_(JOBS.c.state == State.REJECTED, JOBS.c.error == NoMatchingModel.__name__)
 
 
 class Lookups:
@@ -56,13 +58,21 @@ class Lookups:
         limit: int = 200,
         study_id: str | None = None,
         states: Collection[State] | None = None,
+        unwanted: bool | None = None,
     ) -> list[Job]:
-        """The newest jobs first; of one study, or in some states, if asked."""
+        """The newest jobs first; of one study, or in some states, if asked.
+
+        ``unwanted``: also the series that no rule wants (True), or without them (False). They are
+        rejected, and nobody has to do anything about them.
+        """
         query = sa.select(JOBS).order_by(JOBS.c.created_at.desc(), JOBS.c.id).limit(limit)
         if study_id is not None:
             query = query.where(JOBS.c.study_id == study_id)
         if states is not None:
-            query = query.where(JOBS.c.state.in_(list(states)))
+            among: sa.ColumnElement[bool] = JOBS.c.state.in_(list(states))
+            if unwanted is not None:
+                among = sa.or_(among, _UNWANTED) if unwanted else sa.and_(among, ~_UNWANTED)
+            query = query.where(among)
         with self.database.transaction() as tx:
             return [job_of(row._mapping) for row in tx.execute(query)]
 
@@ -72,11 +82,21 @@ class Lookups:
         with self.database.transaction() as tx:
             return [job_of(row._mapping) for row in tx.execute(query)]
 
-    def counts(self) -> Mapping[State, int]:
+    def counts(self, study_id: str | None = None) -> Mapping[State, int]:
         """How many jobs are in each state."""
         query = sa.select(JOBS.c.state, sa.func.count()).group_by(JOBS.c.state)
+        if study_id is not None:
+            query = query.where(JOBS.c.study_id == study_id)
         with self.database.transaction() as tx:
             return {State(state): count for state, count in tx.execute(query)}
+
+    def unwanted(self, study_id: str | None = None) -> int:
+        """How many of the rejected are series that no rule wants."""
+        query = sa.select(sa.func.count()).select_from(JOBS).where(_UNWANTED)
+        if study_id is not None:
+            query = query.where(JOBS.c.study_id == study_id)
+        with self.database.transaction() as tx:
+            return int(tx.scalar(query) or 0)
 
     def attempts(self, job_id: str) -> list[Attempt]:
         """Every try of every step of a job, oldest first."""

@@ -34,6 +34,21 @@ class Sweeps(Lookups):
             running = tx.scalar(query.where(JOBS.c.state == State.RUNNING)) or 0
             return max(0, min(due, at_most - running))
 
+    def running(self, steps: Collection[Step]) -> int:
+        """How many jobs are at one of these steps now."""
+        return self._count(steps, [State.RUNNING])
+
+    def waiting_for(self, steps: Collection[Step]) -> int:
+        """How many jobs have one of these steps before them, due now or later."""
+        return self._count(steps, [State.QUEUED, State.WAITING])
+
+    def _count(self, steps: Collection[Step], states: Collection[State]) -> int:
+        query = sa.select(sa.func.count()).where(
+            JOBS.c.step.in_([step.name for step in steps]), JOBS.c.state.in_(states)
+        )
+        with self.database.transaction() as tx:
+            return int(tx.scalar(query) or 0)
+
     def waiting_in_compute(self) -> list[Job]:
         """Jobs that were handed to the compute zone, where no worker has begun with them."""
         query = sa.select(JOBS).where(

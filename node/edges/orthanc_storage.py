@@ -123,6 +123,14 @@ class OrthancStorage:
         finally:
             self._looked.set()
 
+    def has_instance(self, instance_id: str) -> bool:
+        """Whether the instance is in Orthanc's index."""
+        try:
+            self._orthanc.request("GET", f"/instances/{instance_id}")
+        except Rejected:
+            return False
+        return True
+
     def delete_instance(self, instance_id: str) -> None:
         """Remove an instance from Orthanc; one that is not there is no error."""
         self._delete(f"/instances/{instance_id}")

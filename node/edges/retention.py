@@ -2,24 +2,25 @@
 
 Nothing here is needed to go on with a job, and nothing goes whose result is not proven delivered: a
 job that waits, runs, is held, incomplete or failed keeps everything. Interrupted, it begins again
-where it stopped, for what it does is read off what is there.
+where it stopped, for what it does is read off what is there. The journal tells of every deletion.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import sqlalchemy as sa
 
 from node import log
+from node.edges import journal
 from node.edges.artifacts import FolderArtifacts
 from node.edges.database import Database
 from node.edges.ledger_tables import ARRIVALS, JOBS, job_of
 from node.errors import NoMatchingModel
-from node.jobs import Job, State, StepName
+from node.jobs import Event, Job, State, StepName
 from node.pipeline.outbound import outbound_record
 
 _DAY_S = 86400.0
@@ -72,12 +73,9 @@ class Retention:
         vault: SealedNames,
         received: ReceivedSeries,
         keep: Keep,
-        note: Callable[[Job, str], None] | None = None,
     ) -> None:
-        """``note`` hears of each deletion: the job it was about, and what was deleted."""
         self._database, self._artifacts, self._vault = database, artifacts, vault
         self._received, self._keep = received, keep
-        self._note = note or _logged
 
     def free_working_data(self) -> int:
         """Remove the working data of jobs that have ended; of how many."""
@@ -88,7 +86,7 @@ class Retention:
             if not self._begins_anew(job):
                 continue  # somebody has taken it up meanwhile
             self._free(job)
-            self._note(job, "working data")
+            self._note(Event.FREED, job)
             freed += 1
         return freed
 
@@ -106,7 +104,7 @@ class Retention:
             self._received.delete_series(series_id)
             for job in jobs:
                 self._artifacts.delete(f"{job.id}/")
-            self._note(newest, "received series")
+            self._note(Event.DELETED, newest)
             deleted += 1
         return deleted
 
@@ -179,6 +177,10 @@ class Retention:
             if any(job.state is not State.SUPERSEDED for job in jobs)
         }
 
+    def _note(self, event: Event, job: Job) -> None:
+        journal.note(self._database, "retention", event, job)
+        log.get().info(str(event), job_id=job.id, state=str(job.state))
+
     def _is_quiet(self, series_id: str) -> bool:
         query = sa.select(ARRIVALS.c.quiet).where(ARRIVALS.c.series_id == series_id)
         with self._database.transaction() as tx:
@@ -197,7 +199,3 @@ def _told(job: Job) -> bool:
 
 def _is_past(age_s: float, days: float | None) -> bool:
     return days is not None and age_s >= days * _DAY_S
-
-
-def _logged(job: Job, what: str) -> None:
-    log.get().info("no longer needed", job_id=job.id, state=str(job.state), outcome=what)

@@ -7,6 +7,8 @@ name and digest of a model; how it went comes back as news (``node.edges.compute
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,8 +25,9 @@ from node.pipeline import BY_NAME
 from node.pipeline.run import StepFunction, Terms, Wake, record_failure, run_next
 from node.pipeline.working_data import INSTANCES, LABEL_MAP, is_digest
 
-#: After a step's deadline its lease ends; a little later its process is killed.
-_KILL_AFTER_S = 5.0
+#: After its deadline a step loses its lease, and its process ends itself. Where not even that goes
+#: (a library that never lets go of the interpreter), Celery kills it after so much longer.
+_KILL_AFTER_S = 30.0
 
 
 def wake_queue(app: Celery, terms: Terms, queue: str) -> None:
@@ -37,6 +40,11 @@ def wake_queue(app: Celery, terms: Terms, queue: str) -> None:
     """
     limit_s = max(step.deadline_s for step in terms.steps.values() if step.queue == queue)
     send(app, RUN_NEXT, [queue], wake_up_queue(queue), limit_s + _KILL_AFTER_S)
+
+
+def end_process() -> None:
+    """End this pool process at once, in the middle of what it does; Celery starts another."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def waker(app: Celery, terms: Terms) -> Wake:
@@ -60,7 +68,7 @@ def hand_over(app: Celery, ledger: Ledger, terms: Terms) -> StepFunction:
         message = [job.id, job.lease, instances, job.model, job.model_digest]
         ledger.handed_over(job, step.patience_s)
         try:
-            send(app, INFER, message, COMPUTE_QUEUE, step.deadline_s + _KILL_AFTER_S)
+            send(app, INFER, message, COMPUTE_QUEUE, step.deadline_s + terms.lease_s)
         except OperationalError:
             raise errors.Unavailable("The broker does not answer") from None
         return HandedOver()

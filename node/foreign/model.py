@@ -141,7 +141,11 @@ class _Run:
         arguments = [filled(argument, self._values) for argument in self._command.run]
         if self._command.sandbox:
             arguments = sandboxed(arguments, self._work, self._readable())
-        limits = Limits(self._command.time_limit_s, self._command.memory_limit_mib)
+        limits = Limits(
+            self._command.time_limit_s,
+            self._command.memory_limit_mib,
+            self._command.disk_limit_mib,
+        )
         try:
             ended = run_program(
                 arguments,

@@ -1,9 +1,10 @@
-"""Run somebody else's program within limits of time and memory, and end all of it.
+"""Run somebody else's program within limits of time, memory and disk, and end all of it.
 
 Memory is what its processes hold together (proportional set size of /proc/PID/smaps_rollup),
 looked at every half second. The kernel's own limits do not fit: RLIMIT_AS counts address space,
 of which CUDA and compilers reserve many times what they use; RLIMIT_DATA counts one process, and a
-program has many; a cgroup needs rights that a worker seldom has. Between two looks a program may
+program has many; a cgroup needs rights that a worker seldom has. Disk is what lies in the folder of
+the run, looked at as often. Between two looks a program may
 exceed the limit, therefore it is also the first that the kernel ends when memory runs out
 (``launch.py``).
 
@@ -49,6 +50,7 @@ class Limits:
 
     time_s: float
     memory_mib: int
+    disk_mib: int
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def run_program(
     Raises
     ------
     ProgramFailed
-        It took more time or memory than it may, and was ended.
+        It took more time, memory or disk than it may, and was ended.
     """
     line = [sys.executable, "-I", "-S", str(_LAUNCHER), *arguments]
     process = subprocess.Popen(
@@ -101,7 +103,7 @@ def run_program(
     assert process.stdout is not None  # noqa: S101 - it is a pipe
     with _Tail(process.stdout) as tail:
         try:
-            exceeded = _watch(process, run, limits, waiting)
+            exceeded = _watch(process, run, work, limits, waiting)
         finally:
             _end(process, run)
         words = shown(tail.text(), work)
@@ -156,7 +158,11 @@ class _Tail:
 
 
 def _watch(
-    process: subprocess.Popen[bytes], run: str, limits: Limits, waiting: Callable[[], None]
+    process: subprocess.Popen[bytes],
+    run: str,
+    work: Path,
+    limits: Limits,
+    waiting: Callable[[], None],
 ) -> str | None:
     """Wait for the end; the limit that was exceeded, in words."""
     deadline = time.monotonic() + limits.time_s
@@ -170,6 +176,8 @@ def _watch(
             return None
         if _memory_mib(_members(process, run)) > limits.memory_mib:
             return f"its {limits.memory_mib} MiB of memory"
+        if _disk_mib(work) > limits.disk_mib:
+            return f"its {limits.disk_mib} MiB of disk"
 
 
 def _end(process: subprocess.Popen[bytes], run: str) -> None:
@@ -215,6 +223,16 @@ def _environment(pid: int) -> list[bytes]:
         return (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
     except OSError:
         return []
+
+
+def _disk_mib(folder: Path) -> float:
+    """What a folder takes on the disk; files come and go while it is looked at."""
+    used = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                used += Path(place, name).lstat().st_blocks * 512
+    return used / 2**20
 
 
 def _memory_mib(pids: set[int]) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -29,16 +31,32 @@ def stop_if_lost() -> None:
 
 
 @contextmanager
-def kept_alive(ledger: Leases, job: Job, lease_s: float) -> Iterator[None]:
-    """Extend the lease from a thread for as long as the step runs, at most until its deadline."""
+def kept_alive(
+    ledger: Leases,
+    job: Job,
+    lease_s: float,
+    give_up_s: float = math.inf,
+    give_up: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """Extend the lease from a thread for as long as the step runs, at most until its deadline.
+
+    A step that runs for ``give_up_s`` has overstayed its deadline and does not listen: ``give_up``
+    is called, which ends its process.
+    """
     done, lost = threading.Event(), threading.Event()
+    over_at = time.monotonic() + give_up_s
 
     def beat() -> None:
         while not done.wait(lease_s / 4):
+            if time.monotonic() > over_at:
+                log.get().error("step hangs", job_id=job.id, step=str(job.step))
+                give_up()
+                return
+            if lost.is_set():
+                continue
             try:
                 if not ledger.extend(job, lease_s):
                     lost.set()
-                    return
             except Exception as error:  # noqa: BLE001 - the next beat may get through
                 log.get().warning("heartbeat failed", job_id=job.id, error=type(error).__name__)
 

@@ -115,7 +115,8 @@ def _waited_for(
     patience: Patience,
 ) -> Done | NotYet:
     """Wait, ask the source, wait again; then go on, or hold."""
-    waited_s = patience.clock() - job.created_at
+    # A series that was sent again after days is waited for anew.
+    waited_s = patience.clock() - (job.step_since or job.created_at)
     told = str(job.facts.get("asked_source", ""))
     if waited_s < patience.seconds:
         if not told and waited_s >= patience.seconds / 2:

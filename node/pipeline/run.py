@@ -55,12 +55,14 @@ class Terms:
     """On which terms steps run here.
 
     A worker that says nothing for ``lease_s`` is taken for dead, and its step is given to another.
-    ``at_most``: of a queue, how many jobs may run at once, wherever that is.
+    ``at_most``: of a queue, how many jobs may run at once, wherever that is. ``end_process`` is
+    called where a step runs on after its deadline, with the lease gone.
     """
 
     lease_s: float = 7.0
     steps: Mapping[StepName, Step] = field(default_factory=lambda: BY_NAME)
     at_most: Mapping[str, int] = field(default_factory=dict)
+    end_process: Callable[[], None] = lambda: None
 
 
 class Fault(Exception):
@@ -121,7 +123,8 @@ def _run(
 ) -> None:
     logger = log.get().bind(job_id=job.id, step=str(job.step), attempt=job.attempt)
     try:
-        with kept_alive(ledger, job, terms.lease_s):
+        give_up_s = terms.steps[job.step].deadline_s + terms.lease_s
+        with kept_alive(ledger, job, terms.lease_s, give_up_s, terms.end_process):
             outcome = steps[job.step](job)
     except LeaseLost:
         logger.warning("step stopped: it is another worker's by now")

@@ -89,6 +89,13 @@ def _child_killed(name: str) -> Callable[[Site, random.Random], Mend]:
     return breaks
 
 
+def _frozen(name: str) -> Callable[[Site, random.Random], Mend]:
+    def breaks(site: Site, rng: random.Random) -> Mend:
+        return site.freeze_group(name)
+
+    return breaks
+
+
 def _redis_with_old_memory(site: Site, rng: random.Random) -> Mend:
     """It comes back with the memory of a moment ago: what was taken since is there again."""
     password = site.node.secret("broker_password")
@@ -242,12 +249,20 @@ FAULTS: Mapping[str, Fault] = {
         Fault("kill hospital worker", _killed("worker"), single_kill=True),
         Fault("kill hospital worker, not its children", _main_killed("worker"), single_kill=True),
         Fault("kill hospital pool child", _child_killed("worker"), single_kill=True),
+        Fault("kill delivery worker", _killed("delivery"), single_kill=True),
+        Fault("kill delivery pool child", _child_killed("delivery"), single_kill=True),
         Fault("kill compute worker", _killed("compute"), single_kill=True),
         Fault("kill compute worker, not its children", _main_killed("compute"), single_kill=True),
         Fault("kill compute pool child", _child_killed("compute"), single_kill=True),
         Fault("kill watch", _killed("watch"), single_kill=True),
         Fault("kill console", _killed("console"), single_kill=True),
         Fault("kill everything", _everything_killed, lasts_s=(0.2, 3)),
+        Fault("freeze orthanc", _frozen("orthanc"), lasts_s=(2, 15)),
+        Fault("freeze redis", _frozen("redis"), lasts_s=(2, 15)),
+        Fault("freeze hospital worker", _frozen("worker"), lasts_s=(2, 20)),
+        Fault("freeze delivery worker", _frozen("delivery"), lasts_s=(2, 20)),
+        Fault("freeze compute worker", _frozen("compute"), lasts_s=(2, 20)),
+        Fault("freeze watch", _frozen("watch"), lasts_s=(2, 15)),
         Fault("kill PACS", _pacs_killed, lasts_s=(0.5, 5)),
         Fault("cut connection", _cut, "first", (1, 1), _wire_hit),
         Fault("hanging connection", _hang, "first", (1, 8), _wire_hit),

@@ -20,7 +20,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
@@ -41,13 +41,19 @@ from tests.phantoms import ct_series
 from tests.running_node import RunningNode, Study, descendants, made_up_study
 
 #: Small disks, so that they can be filled in a moment.
-VAR_MIB, ARTIFACTS_MIB = 2500, 64
+VAR_MIB, ARTIFACTS_MIB = 2500, 128
 
 #: What a study is sent by, and where its results go.
 ROUTES: dict[str, tuple[str, ...]] = {
     "HOSPITAL": ("hospital",),
     "ARCHIVE": ("archive",),
     "BOTH": ("hospital", "archive"),
+}
+
+#: A sender that pauses is waited for, and small disks may be nearly full.
+_SETTINGS = {
+    "SEGNODE_RECEIVE__MAX_QUIET_S": "10",
+    "SEGNODE_STORAGE__KEEP_FREE_GIB": "0.02",
 }
 
 _MORE = """
@@ -58,7 +64,7 @@ host = "127.0.0.1"
 port = {archive}
 [[rules]]
 name = "both"
-priority = 10
+precedence = 10
 model = "ct_lungs"
 destinations = ["hospital", "archive"]
 when = [{{ tag = "StationName", equals = "BOTH" }}, {{ tag = "Modality", equals = "CT" }}]
@@ -134,7 +140,7 @@ class Site:
             self.wire,
             ports,
             more=_MORE.format(archive=self.archive.dicom_port),
-            environment=self._wrong_clock(),
+            environment={**_SETTINGS, **self._wrong_clock()},
         )
         if self.small_disks:
             for path, mib in ((self.node.var, VAR_MIB), (self.artifacts, ARTIFACTS_MIB)):
@@ -219,6 +225,13 @@ class Site:
         first = self.pid(name)
         kill([first, *descendants(first)])
 
+    def freeze_group(self, name: str) -> Callable[[], None]:
+        """SIGSTOP a program with all its descendants; what lets them go on."""
+        first = self.pid(name)
+        frozen = [first, *descendants(first)]
+        kill(frozen, signal.SIGSTOP)
+        return lambda: kill(frozen, signal.SIGCONT)
+
     def kill_everything(self) -> None:
         """SIGKILL every process of the node, as a power cut would."""
         first = int((self.node.var / "run" / "supervisord.pid").read_text())
@@ -264,9 +277,11 @@ class Site:
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if int(process.name) not in known and mark in (process / "environ").read_bytes():
-                    line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    found.append(f"{process.name} {line[:120]}")
+                if int(process.name) in known:
+                    continue
+                line = (process / "cmdline").read_bytes()
+                if mark in line or mark in (process / "environ").read_bytes():
+                    found.append(f"{process.name} {line.replace(bytes(1), b' ').decode()[:120]}")
         return found
 
     def _end_what_is_left(self) -> None:
@@ -291,11 +306,11 @@ class Site:
         self.clock_file.write_text(f"{seconds}\n")
 
 
-def kill(pids: Sequence[int]) -> None:
-    """SIGKILL; who is gone already is no error."""
+def kill(pids: Sequence[int], with_signal: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal; who is gone already is no error."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, with_signal)
 
 
 def digest_of(result: Dataset) -> str:

@@ -5,14 +5,17 @@ A test that fails prints its seed; ``bench/faults.py --seed N --trials 1`` makes
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydicom.uid import generate_uid
 
+from tests.faults.archive import Kept
 from tests.faults.catalogue import FAULTS
 from tests.faults.site import Site
-from tests.faults.trial import Undisturbed, plan_of, run_trial
+from tests.faults.trial import Undisturbed, judged, plan_of, run_trial, wait_for_end
 from tests.orthanc_server import require_orthanc
 
 #: A seed for each; all faults are the business of bench/faults.py.
@@ -48,3 +51,33 @@ def test_nothing_is_lost_doubled_or_stuck_when(
     outcome = run_trial(running, plan_of(seed), tmp_path / "trial", undisturbed)
     assert outcome.fault == fault
     assert outcome.all_problems == [], f"bench/faults.py --seed {seed} --trials 1"
+
+
+def test_the_verdict_sees_what_is_missing_doubled_altered_or_lost(
+    site: tuple[Site, Undisturbed], tmp_path: Path
+) -> None:
+    """The trials could fail: each thing that may not be is found when it is made by hand."""
+    running, _ = site
+    sent = running.study(tmp_path / "study", "ARCHIVE", 0)
+    assert judged(running, sent).problems == ["lost: acknowledged, and there is no job"]
+    assert running.send(sent)
+    wait_for_end(running, [sent])
+    assert judged(running, sent).problems == []
+
+    kept = running.archive.kept
+    [uid] = running.archive.of_study(sent.study.study_instance_uid)
+    original = kept.pop(uid)
+    assert "does not hold 1" in judged(running, sent).problems[0]
+
+    altered = copy.deepcopy(original.dataset)
+    altered.PixelData = bytes(len(altered.PixelData))
+    kept[uid] = Kept(altered)
+    assert "not that of these images" in judged(running, sent).problems[0]
+
+    kept[uid] = original
+    twin = copy.deepcopy(original.dataset)
+    twin.SOPInstanceUID = generate_uid()
+    kept[twin.SOPInstanceUID] = Kept(twin)
+    assert "no job has made" in judged(running, sent).problems[0]
+    del kept[twin.SOPInstanceUID]
+    assert judged(running, sent).problems == []

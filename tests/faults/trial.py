@@ -8,7 +8,7 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -117,7 +117,11 @@ class Undisturbed:
 
 
 class _Injector(threading.Thread):
-    """Waits for the moment, breaks, waits, mends."""
+    """Waits for the moment, breaks, waits until it is time to mend.
+
+    The trial's own thread mends: a process that this thread starts would end with it, because
+    bubblewrap's ``--die-with-parent`` looks at the thread.
+    """
 
     def __init__(self, site: Site, plan: Plan, sent: Sequence[Sent], undisturbed_s: float) -> None:
         super().__init__(name="fault", daemon=True)
@@ -126,17 +130,19 @@ class _Injector(threading.Thread):
         self.broken_at: float | None = None
         self.broken_in = ""
         self.failure = ""
+        self.mend: Callable[[], None] = lambda: None
 
     def run(self) -> None:
         try:
             self._wait_for_the_moment()
             # The seed's own numbers, whatever the plan has drawn before.
-            mend = self._plan.fault.breaks(self._site, random.Random(f"{self._plan.seed} breaks"))
+            self.mend = self._plan.fault.breaks(
+                self._site, random.Random(f"{self._plan.seed} breaks")
+            )
             self.broken_at = time.time()
             self._wait_for_a_hit()
             if self._plan.fault.lasts_s[1]:
                 time.sleep(self._plan.lasts_s)
-            mend()
         except Exception as error:  # noqa: BLE001 - a trial that could not be made says so
             self.failure = f"{type(error).__name__}: {error}"
 
@@ -180,23 +186,27 @@ def run_trial(site: Site, plan: Plan, folder: Path, undisturbed: Undisturbed) ->
     if plan.fault.when == "first":
         injector.start()
         time.sleep(0.05)
+    problems: list[str] = []
     senders = [
-        threading.Thread(target=_send_until_acknowledged, args=(site, one, after_s), daemon=True)
+        threading.Thread(
+            target=_send_until_acknowledged, args=(site, one, after_s, problems), daemon=True
+        )
         for one, (_, _, after_s) in zip(sent, plan.studies, strict=True)
     ]
     for sender in senders:
         sender.start()
     if plan.fault.when != "first":
         injector.start()
-    for thread in (*senders, injector):
-        thread.join(BOUND_S)
+    injector.join()
+    injector.mend()
+    for sender in senders:
+        sender.join()
     if injector.failure:
         raise RuntimeError(f"the fault could not be made or mended: {injector.failure}")
-    problems = []
-    if any(sender.is_alive() for sender in senders):
-        problems.append("a study was not acknowledged")
-    held = _wait_for_end(site, sent)
-    ends = [_judged(site, one) for one in sent]
+    if problems:  # nothing was promised, so nothing can be judged
+        return Outcome(plan.seed, plan.fault.name, [], None, "", 0.0, problems=problems)
+    held = wait_for_end(site, sent)
+    ends = [judged(site, one) for one in sent]
     finished = _finished_at(site, sent)
     _retry(site, sent, ends, held)
     broken = injector.broken_at
@@ -218,7 +228,7 @@ def run_trial(site: Site, plan: Plan, folder: Path, undisturbed: Undisturbed) ->
     return outcome
 
 
-def _send_until_acknowledged(site: Site, sent: Sent, after_s: float) -> None:
+def _send_until_acknowledged(site: Site, sent: Sent, after_s: float, problems: list[str]) -> None:
     """A PACS sends again what was not acknowledged."""
     time.sleep(after_s)
     deadline = time.monotonic() + BOUND_S
@@ -226,14 +236,14 @@ def _send_until_acknowledged(site: Site, sent: Sent, after_s: float) -> None:
         if site.send(sent):
             return
         time.sleep(0.5)
-    raise TimeoutError("not acknowledged")
+    problems.append("a study was not acknowledged")
 
 
 def _live(jobs: Sequence[Job]) -> list[Job]:
     return [job for job in jobs if job.state is not State.SUPERSEDED]
 
 
-def _wait_for_end(site: Site, sent: Sequence[Sent], bound_s: float = BOUND_S) -> list[Sent]:
+def wait_for_end(site: Site, sent: Sequence[Sent], bound_s: float = BOUND_S) -> list[Sent]:
     """Until each has ended; those that ended otherwise than confirmed."""
     deadline = time.monotonic() + bound_s
     open_ones = list(sent)
@@ -264,12 +274,12 @@ def _retry(site: Site, sent: Sequence[Sent], ends: list[StudyEnd], held: Sequenc
         for job in _live(site.jobs_of(one)):
             if job.state is not State.CONFIRMED:
                 site.node.segnode("retry", job.id, check=False)
-    still_held = _wait_for_end(site, held) if held else []
+    still_held = wait_for_end(site, held) if held else []
     for number, one in enumerate(sent):
         if one not in held:
             continue
         before = ends[number]
-        after = _judged(site, one)
+        after = judged(site, one)
         after.retried = True
         after.problems = before.problems + after.problems
         if one in still_held:
@@ -279,7 +289,7 @@ def _retry(site: Site, sent: Sequence[Sent], ends: list[StudyEnd], held: Sequenc
         ends[number] = after
 
 
-def _judged(site: Site, sent: Sent) -> StudyEnd:
+def judged(site: Site, sent: Sent) -> StudyEnd:
     """The state of a study, and what may not be."""
     end = StudyEnd(sent.route)
     try:

@@ -14,6 +14,7 @@ from node.edges.console_json import deliveries_shown
 from node.edges.dicomweb import DicomWebDestination, DicomWebPacs
 from node.edges.pacs import DicomDestination, DicomPacs
 from node.jobs import State, StepName
+from node.pipeline import BY_NAME
 from tests.integration.test_dicomweb_edge import answering
 from tests.orthanc_server import free_port
 
@@ -54,7 +55,7 @@ def test_a_broken_association_costs_only_what_was_not_answered(
         pacs.mood = once(pacs.hanging if mood == "hanging" else mood, third)  # type: ignore[arg-type]
         waiting = outbox.run()
         assert (waiting.state, waiting.step) == (State.WAITING, StepName.DELIVER)
-        assert (waiting.error, waiting.attempt) == ("PacsUnavailable", 0)
+        assert waiting.error == "PacsUnavailable"
         assert "pacs has taken 3 of 6 objects" in waiting.cause
         assert outbox.run().state is State.CONFIRMED
         assert pacs.held == {outbox.SEG, *outbox.captures}
@@ -158,7 +159,7 @@ def test_a_worker_killed_before_it_went_back_to_encode_goes_back(tmp_path: Path)
         assert claimed is not None
         outbox.ledger.note(claimed, {"delivery": {"pacs": {"fallback": "status 0x0122"}}})
         outbox.clock.now += 31
-        outbox.ledger.release_lost_leases({StepName.DELIVER: 5})
+        outbox.ledger.release_lost_leases(BY_NAME)
         assert outbox.run().step is StepName.ENCODE
         assert pacs.sent == {}
 
@@ -261,7 +262,7 @@ def test_a_worker_that_has_lost_its_lease_stops_sending(tmp_path: Path) -> None:
 
         def stall(event: evt.Event, uid: str) -> int:
             outbox.clock.now += 31
-            outbox.ledger.release_lost_leases({StepName.DELIVER: 5})
+            outbox.ledger.release_lost_leases(BY_NAME)
             return 0x0000
 
         pacs.mood = once(stall, outbox.SEG)

@@ -16,6 +16,7 @@ from anonymizer.keys import Keyring
 from anonymizer.vault import FolderRecords, Vault
 from node.edges.arrivals import Arrivals, Cursor
 from node.edges.artifacts import FolderArtifacts
+from node.edges.journal import Journal
 from node.edges.ledger import Ledger
 from node.edges.ledger_tables import ARRIVALS, JOBS
 from node.edges.orthanc import Orthanc
@@ -47,13 +48,11 @@ class Node:
     vault: Vault
     orthanc: OrthancServer
     now: list[float]
-    notes: list[tuple[str, str]]
 
     def retention(self, keep: Keep = KEEP) -> Retention:
         return Retention(
             self.ledger.database, self.artifacts, self.vault,
             OrthancStorage(Orthanc(self.orthanc.url, *self.orthanc.auth)), keep,
-            note=lambda job, what: self.notes.append((job.id, what)),
         )  # fmt: skip
 
     def job(self, state: State, step: StepName = StepName.DELIVER, **values: Any) -> Job:
@@ -81,6 +80,14 @@ class Node:
         (one,) = self.orthanc.get("/series?expand").json()
         return one["ID"], tuple(one["Instances"])
 
+    def last_note(self) -> tuple[str, str]:
+        """The last entry of the study's journal, which is whole."""
+        journal = Journal(self.ledger.database)
+        assert not journal.verify("study").problem
+        last = journal.entries("study")[-1].entry
+        assert last["who"] == "retention"
+        return last["job"], last["event"]
+
     def left_of(self, job: Job) -> set[str]:
         return {name.split("/", 1)[1] for name in self.artifacts.names(f"{job.id}/")}
 
@@ -96,7 +103,7 @@ def node(server: OrthancServer, tmp_path: Path) -> Iterator[Node]:
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", clock=lambda: now[0])
     vault = Vault(FolderRecords(tmp_path / "vault"), Keyring("k", {"k": os.urandom(32)}))
     vault.seal(STUDY, "crosswalk-1", b"leads back")
-    yield Node(ledger, FolderArtifacts(tmp_path / "artifacts"), vault, server, now, [])
+    yield Node(ledger, FolderArtifacts(tmp_path / "artifacts"), vault, server, now)
     for series_id in server.get("/series").json():
         OrthancStorage(Orthanc(server.url, *server.auth)).delete_series(series_id)
 
@@ -109,7 +116,7 @@ def test_a_confirmed_jobs_working_data_goes_and_its_picture_and_crosswalk_stay(n
     assert node.left_of(job) == {"overlay.png"}
     assert node.outbound() == []
     assert node.vault.names(STUDY) == ["crosswalk-1"]
-    assert node.notes == [(job.id, "working data")]
+    assert node.last_note() == (job.id, "working data freed")
     assert node.retention().free_working_data() == 0
 
 
@@ -173,7 +180,7 @@ def test_a_series_is_deleted_when_its_results_have_been_proven_for_long_enough(n
     assert node.retention().delete_received() == 1
     assert series_id not in node.orthanc.get("/series").json()
     assert node.left_of(job) == set()
-    assert node.notes[-1] == (job.id, "received series")
+    assert node.last_note() == (job.id, "received series deleted")
 
 
 @pytest.mark.parametrize("state", [*HELD, State.CANCELED, State.REJECTED, State.SUPERSEDED])

@@ -166,7 +166,7 @@ def test_pacs_check_shows_what_the_destination_takes(node: RunningNode) -> None:
     said = node.segnode("pacs", "check", "hospital")
     for subject in (
         "Segmentation", "Secondary Capture", "C-FIND", "Storage commitment", "TLS",
-        'results = ["seg", "sr", "text_sr"]',
+        'results = ["seg", "sr", "text_sr", "rejection"]',
     ):  # fmt: skip
         assert subject in said
     unknown = node.segnode("pacs", "check", "nowhere", check=False)

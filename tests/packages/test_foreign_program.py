@@ -17,7 +17,7 @@ from node.errors import ProgramFailed
 from node.foreign.program import LAST_WORDS, Ended, Limits, run_program, shown
 from node.foreign.workfolder import work_folder
 
-NO_LIMIT = Limits(time_s=120, memory_mib=8192)
+NO_LIMIT = Limits(time_s=120, memory_mib=8192, disk_mib=8192)
 
 
 def run(work: Path, code: str, limits: Limits = NO_LIMIT, **environment: str) -> Ended:
@@ -70,7 +70,7 @@ while not os.path.exists("complete"):
 def test_at_its_time_limit_the_whole_family_is_ended(tmp_path: Path) -> None:
     """Grandchildren in a session of their own, orphans and the deaf are ended too."""
     with pytest.raises(ProgramFailed, match=r"more than its 3 s and was ended"):
-        run(tmp_path, FAMILY + "time.sleep(600)", Limits(3, 8192))
+        run(tmp_path, FAMILY + "time.sleep(600)", Limits(3, 8192, 8192))
     pids = numbers_in(tmp_path / "pids")
     assert len(pids) == 4
     assert not [pid for pid in pids if is_alive(pid)]
@@ -95,7 +95,7 @@ for _ in range(3):
 time.sleep(600)
 """
     with pytest.raises(ProgramFailed, match="more than its 400 MiB of memory"):
-        run(tmp_path, code, Limits(120, 400))
+        run(tmp_path, code, Limits(120, 400, 8192))
 
 
 def test_memory_that_processes_share_counts_once(tmp_path: Path) -> None:
@@ -109,13 +109,32 @@ for _ in range(4):
         os._exit(0)
 time.sleep(2)
 """
-    assert run(tmp_path, code, Limits(120, 400)).status == 0
+    assert run(tmp_path, code, Limits(120, 400, 8192)).status == 0
 
 
 def test_reserved_address_space_is_no_memory(tmp_path: Path) -> None:
     """CUDA and compilers reserve hundreds of gigabytes and touch few: that is not held."""
     code = "import mmap, time; held = mmap.mmap(-1, 1 << 40, flags=0x4022); time.sleep(1.2)"
-    assert run(tmp_path, code, Limits(120, 256)).status == 0
+    assert run(tmp_path, code, Limits(120, 256, 8192)).status == 0
+
+
+def test_disk_is_limited_over_all_files(tmp_path: Path) -> None:
+    """Many small files count as one large one does, and a file that is removed counts no more."""
+    code = """
+import os, time
+for number in range(4):
+    with open(f"file-{number}", "wb") as file:
+        file.write(os.urandom(20 << 20))
+    time.sleep(0.7)
+    AFTER
+time.sleep(600 * WAITS)
+"""
+    with pytest.raises(ProgramFailed, match="more than its 50 MiB of disk"):
+        run(tmp_path, code.replace("AFTER", "pass").replace("WAITS", "1"), Limits(120, 8192, 50))
+    for file in tmp_path.glob("file-*"):
+        file.unlink()
+    removes = code.replace("AFTER", 'os.unlink(f"file-{number}")').replace("WAITS", "0")
+    assert run(tmp_path, removes, Limits(120, 8192, 50)).status == 0
 
 
 def test_a_flood_of_output_neither_blocks_nor_is_kept(tmp_path: Path) -> None:
@@ -167,7 +186,7 @@ def test_a_killed_worker_takes_its_program_along(tmp_path: Path) -> None:
             "from node.foreign.program import Limits, run_program\n"
             'code = \'import os, time; print(os.getpid(), file=open("pid", "w"), flush=True);\'\n'
             "run_program([sys.executable, '-c', code + 'time.sleep(600)'], run='one', "
-            f"work=Path({str(tmp_path)!r}), environment={{}}, limits=Limits(600, 9999))",
+            f"work=Path({str(tmp_path)!r}), environment={{}}, limits=Limits(600, 9999, 8192))",
         ]
     )
     note = tmp_path / "pid"

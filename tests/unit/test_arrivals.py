@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from node.doctor import senders
 from node.edges.arrivals import (
     Arrival,
     Arrivals,
@@ -16,6 +18,8 @@ from node.edges.arrivals import (
     still_sending,
 )
 from node.edges.database import Database
+from node.settings import Settings
+from node.wiring import Hospital
 
 CT = Origin("CT1", "10.0.0.5")
 
@@ -125,6 +129,20 @@ def test_a_habit_is_forgotten_after_a_month(arrivals: Arrivals, clock: Clock) ->
 def test_the_settle_time_has_limits(pause_s: float, wanted_s: float) -> None:
     """Never shorter than the site wants, never longer than it bears."""
     assert settle_s(pause_s, 10, 120) == wanted_s
+
+
+def test_the_doctor_tells_who_is_waited_for_longer(tmp_path: Path) -> None:
+    """A person can see why the series of one sender begin later than those of another."""
+    hospital = Hospital(Settings(var_dir=tmp_path))
+    arrivals = Arrivals(hospital.ledger.database)
+    for series in ("a", "b"):
+        arrivals.record("feed", Cursor(1), {series: CT})
+        [seen] = [one for one in arrivals.waiting() if one.series_id == series]
+        seen_at = seen.last_change_at + 40
+        arrivals.record("feed", Cursor(1), {series: None}, seen_at=seen_at, longest_s=120)
+    [found] = senders(hospital)
+    assert found.subject == "sender CT1"
+    assert found.found == "pauses for 40 s within a series: waited for 60 s"
 
 
 def arrival(series: str, silent: float, address: str = "10.0.0.5") -> Arrival:

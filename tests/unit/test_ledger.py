@@ -388,6 +388,25 @@ def test_what_is_being_sent_is_not_superseded(ledger: Ledger) -> None:
     assert ledger.finish(older, {}) is not None
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_what_waits_for_a_pacs_that_has_taken_nothing_never_goes_out(
+    ledger: Ledger, taken: bool
+) -> None:
+    """The PACS was down all night, and the end of the series came: it gets the newer result only.
+
+    Once it has taken something, it gets the rest, and the newer result rejects it.
+    """
+    older = claimed(ledger, at_step(ledger, StepName.DELIVER))
+    accepted = {"seg": ""} if taken else {}
+    facts = {"plan": {"pacs": {"seg": 1}}, "delivery": {"pacs": {"accepted": accepted}}}
+    waits = {"cause": "down", "remedy": "", "error": "PacsUnavailable", "delay_s": 60.0}
+    ledger.wait(older, facts=facts, **waits)
+    ledger.open_jobs("series", "study", ("a", "b", "c"))
+    left = ledger.job(older.id)
+    assert left is not None
+    assert left.state is (State.WAITING if taken else State.SUPERSEDED)
+
+
 def test_late_instances_bring_a_persons_wish_with_them(ledger: Ledger) -> None:
     """What a person asked for on fewer instances is made of all of them."""
     asked = ledger.request("series", "study", ("a",), replace(LUNGS, rule=BY_HAND))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
@@ -14,6 +15,8 @@ from alembic.script import ScriptDirectory
 from node.edges.database import MIGRATIONS, Database, newest_revision
 from node.edges.ledger import Ledger
 from node.edges.ledger_tables import METADATA
+from node.errors import LedgerUnavailable
+from tests.postgres import PostgresCluster
 
 
 def test_revisions_build_exactly_the_tables_that_the_code_uses(database_url: str) -> None:
@@ -67,3 +70,13 @@ def _run_first_revision(tx: sa.Connection) -> None:
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = tx
     command.upgrade(config, "v0001")
+
+
+def test_a_database_that_is_gone_is_waited_for(postgres: PostgresCluster) -> None:
+    """What talks to it is told to try again later, by class, like anything else outside."""
+    ledger = Ledger(postgres.database())
+    with ledger.database.transaction() as tx:
+        name = tx.scalar(sa.text("SELECT current_database()"))
+    postgres.drop(name)
+    with pytest.raises(LedgerUnavailable):
+        ledger.jobs()

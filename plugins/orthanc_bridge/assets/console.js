@@ -44,8 +44,8 @@ class Row {
     const { state, model, step, times } = this.cells;
     this.job = job;
     show(state, [job.state, job.group], () => badge(job));
-    show(model, [job.model, job.rule], () => [
-      el("p", {}, job.model || "–"),
+    show(model, [job.model, job.rule, job.priority], () => [
+      el("p", {}, job.model || "–", job.priority === "routine" ? "" : ` · ${job.priority}`),
       el("p", { className: "segnode-soft" }, job.rule === "by hand" ? "by hand" : job.rule && `rule ${job.rule}`),
     ]);
     show(step, [job.state, job.step, job.progress, job.attempt], () => [
@@ -147,7 +147,7 @@ function draw() {
   empty.textContent = group === "all" ? "Nothing has arrived yet." : `No ${group} jobs.`;
   for (const button of document.querySelectorAll(".filter")) {
     const name = button.dataset.group;
-    const count = name === "all" ? jobs.length : counts[name];
+    const count = name === "all" ? counts.stuck + counts.running + counts.done : counts[name];
     button.setAttribute("aria-pressed", String(name === group));
     button.classList.toggle("some", count > 0);
     button.querySelector("b").textContent = count;
@@ -168,10 +168,13 @@ async function refresh() {
   clearTimeout(timer);
   if (!document.hidden) {
     try {
-      latest = await ask("jobs");
+      // The node filters: what is stuck may be older than the newest jobs that one answer lists.
+      latest = await ask(group === "all" ? "jobs" : `jobs?state=${group}`);
       draw();
       complain(null);
-      document.querySelector("#fresh").textContent = `as of ${new Date().toLocaleTimeString()}`;
+      const paused = latest.paused.length ? ` · paused by a person: ${latest.paused.join(", ")}` : "";
+      document.querySelector("#fresh").textContent =
+        `as of ${new Date().toLocaleTimeString()}${paused}`;
     } catch (error) {
       complain(error);
     }
@@ -186,6 +189,7 @@ function follow() {
   const linked = /^job-([0-9a-f]{32})$/.exec(name);
   group = ["stuck", "running", "done"].includes(name) ? name : "all";
   if (latest) draw();
+  refresh();
   if (linked && rows.has(linked[1])) {
     const row = rows.get(linked[1]);
     row.open(true);
