@@ -182,10 +182,12 @@ class Hospital:
     @cached_property
     def destinations(self) -> Mapping[str, Pacs]:
         """Name → destination, of every peer."""
+        from node.edges.rested import Rested
+
         made: dict[str, Pacs] = {peer.name: self.dicom(peer) for peer in self.settings.dicom_peers}
         if self.settings.dicomweb_peers:
             made |= {peer.name: self.dicomweb(peer) for peer in self.settings.dicomweb_peers}
-        return made
+        return {name: Rested(name, pacs) for name, pacs in made.items()}
 
     @property
     def profiles(self) -> Mapping[str, Profile]:
