@@ -9,7 +9,7 @@ import redis
 from node.edges.celery_app import COMPUTE_QUEUE, DELIVERY_QUEUES, HOSPITAL_QUEUES
 from node.edges.chores import Chore, Chores
 from node.edges.retention import Keep, Retention
-from node.edges.space import SpaceLog
+from node.edges.space import Forecast, SpaceLog
 from node.pipeline.reidentify import original_study_instance_uid
 from node.reconcile import Reconciler, repair_all
 from node.wiring import Hospital
@@ -35,6 +35,11 @@ def chores(hospital: Hospital) -> Chores:
 def space_log(hospital: Hospital) -> SpaceLog:
     """How full the disks were."""
     return SpaceLog(hospital.settings.var_dir / "space.json")
+
+
+def forecasts(hospital: Hospital) -> list[Forecast]:
+    """How full each disk is, and when it will be."""
+    return space_log(hospital).forecasts(hospital.orthanc_storage.state().disks)
 
 
 def retention(hospital: Hospital) -> Retention:

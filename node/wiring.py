@@ -267,6 +267,7 @@ class Hospital:
 
     def local_steps(self) -> Mapping[StepName, StepFunction]:
         """All steps but ``infer``."""
+        from node.edges.arrivals import Arrivals
         from node.pipeline.confirm import confirm
         from node.pipeline.deidentify import deidentify
         from node.pipeline.deliver import deliver
@@ -297,6 +298,7 @@ class Hospital:
                 source_of=self.source_of,
                 need=partial(need_of, **rules),
                 patience=Patience(settings.receive.patience_s),
+                sender_seen=Arrivals(self.ledger.database).sender,
             ),
             StepName.ROUTE: partial(route, instances=self.orthanc, **rules),
             StepName.DEIDENTIFY: partial(
@@ -435,6 +437,7 @@ class Hospital:
         """The console's HTTP interface."""
         from node.edges.console import console_app
         from node.edges.serving import serve
+        from node.upkeep import forecasts
 
         app = console_app(
             self.ledger,
@@ -445,6 +448,7 @@ class Hospital:
             self.nudges.send,
             destinations=("sender", *self.destinations),
             review_key=self.review_key,
+            disks=partial(forecasts, self),
         )
         console = self.settings.console
         serve(app, console.host, console.port)
