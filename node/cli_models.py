@@ -117,6 +117,7 @@ def train(
             exists=True, dir_okay=False, help="Weights to begin with; without, from nothing."
         ),
     ] = None,
+    public: Annotated[bool, typer.Option(help="Public data: keep the names of cases.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with what OUT holds.")] = True,
 ) -> None:
     """Train a model; the same command again goes on after a kill. docs/training.md says more."""
@@ -127,7 +128,7 @@ def train(
         training.Run(
             _model_folder(model), data, out, preset=preset, epochs=epochs, seed=seed,
             devices=devices, accelerator=accelerator, threads=threads, loaders=loaders,
-            precision=precision, start=start, resume=resume,
+            precision=precision, start=start, public=public, resume=resume,
         )
     )  # fmt: skip
     _out.print(f"[green]✓[/] {weights}; read {out / 'report.md'}")
@@ -150,6 +151,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="All figures, JSON.")] = None,
     card: Annotated[bool, typer.Option(help="Write the tables into MODEL_CARD.md.")] = False,
     stress: Annotated[bool, typer.Option(help="Also changed versions of the images.")] = True,
+    public: Annotated[bool, typer.Option(help="Public data: keep the names of cases.")] = False,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Measure a model as the node runs it: Dice with intervals, distances, by scanner."""
@@ -161,7 +163,7 @@ def evaluate(
     with _err.status("reading ...") as status:
         found = measure_model(
             folder, data, empty or [], exports=load().folder("exports"), threads=threads,
-            stress=stress, on_case=lambda name: status.update(name),
+            stress=stress, public=public, on_case=lambda name: status.update(name),
         )  # fmt: skip
     text = section(found)
     if out is not None:
@@ -169,6 +171,8 @@ def evaluate(
     if card:
         rewrite_card(folder / CARD_NAME, text)
     _out.print(Markdown(text))
+    for number, name in found.names.items():  # on the screen, where a person looks for the case
+        _err.print(f"{number}: {name}", highlight=False, markup=False)
 
 
 def _model_folder(model: Path) -> Path:

@@ -154,14 +154,15 @@ def load_network_model(
     threads: int = 1,
     exports: Path | None = None,
     engine: EngineChoice = "auto",
+    reduced_dice: float = REDUCED_DICE,
 ) -> NetworkModel:
-    """See :func:`load_model`."""
+    """See :func:`load_model`; below ``reduced_dice`` bfloat16 is not used on a processor."""
     verified_weights(folder, manifest)
     if engine == "auto" and _gpu_may_be_here() and (model := on_gpu(folder, manifest)):
         return model
     if engine != "torch" and exports is not None and openvino_cpu.is_installed():
         try:
-            return _on_openvino(folder, manifest, threads, exports)
+            return _on_openvino(folder, manifest, threads, exports, reduced_dice)
         except (NodeError, OSError) as error:  # OSError: exports cannot be written there
             if engine == "openvino":
                 raise
@@ -227,13 +228,15 @@ def found_in(model: NetworkModel, reference: Reference) -> Labels:
     return model.segment(reference.case).array
 
 
-def _on_openvino(folder: Path, manifest: WithWeights, threads: int, exports: Path) -> NetworkModel:
+def _on_openvino(
+    folder: Path, manifest: WithWeights, threads: int, exports: Path, reduced_dice: float
+) -> NetworkModel:
     """bfloat16 where the processor has it and the labels stay the same, else float32."""
     export = find_or_make_export(folder, manifest, exports)
     reference = read_reference(folder, manifest)
     if manifest.inference.reduced_precision and openvino_cpu.computes_bf16():
         model = on_openvino(manifest, export, "bf16", threads)
-        if agreement(found_in(model, reference), export.torch_labels) >= REDUCED_DICE:
+        if agreement(found_in(model, reference), export.torch_labels) >= reduced_dice:
             return model
     model = on_openvino(manifest, export, "f32", threads)
     if agreement(found_in(model, reference), export.torch_labels) < SAME_DICE:

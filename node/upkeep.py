@@ -9,7 +9,7 @@ import redis
 from node.edges.celery_app import COMPUTE_QUEUE, DELIVERY_QUEUES, HOSPITAL_QUEUES
 from node.edges.chores import Chore, Chores
 from node.edges.retention import Keep, Retention
-from node.edges.space import SpaceLog
+from node.edges.space import Forecast, SpaceLog
 from node.pipeline.reidentify import original_study_instance_uid
 from node.reconcile import Reconciler, repair_all
 from node.wiring import Hospital
@@ -27,7 +27,8 @@ def chores(hospital: Hospital) -> Chores:
             Chore("space", 600.0, lambda: space.add(storage.state().disks)),
             Chore("free working data", 120.0, freeing.free_working_data),
             Chore("delete received", 3600.0, freeing.delete_received),
-            Chore("reconcile", _DAY_S, lambda: repair_all(reconciler(hospital))),
+            # Not while everything starts: a part that does not answer yet says nothing.
+            Chore("reconcile", _DAY_S, lambda: repair_all(reconciler(hospital)), first_s=900.0),
         ]
     )
 
@@ -35,6 +36,11 @@ def chores(hospital: Hospital) -> Chores:
 def space_log(hospital: Hospital) -> SpaceLog:
     """How full the disks were."""
     return SpaceLog(hospital.settings.var_dir / "space.json")
+
+
+def forecasts(hospital: Hospital) -> list[Forecast]:
+    """How full each disk is, and when it will be."""
+    return space_log(hospital).forecasts(hospital.orthanc_storage.state().disks)
 
 
 def retention(hospital: Hospital) -> Retention:

@@ -19,7 +19,7 @@ from scipy import ndimage
 from node.imaging.radiograph import normalised, square_grid
 from node.sdk import Radiograph, RadiographPreprocessing
 from node.training.examples import Example
-from node.training.recipe import Case, Image, Labels, Settings
+from node.training.recipe import Case, Image, Labels, Settings, digest_of
 
 from .bodies import beside_the_lungs, drawn_without_lung
 from .stresses import stresses
@@ -100,6 +100,7 @@ def examples(folders: Sequence[Path], manifest: object) -> Iterator[Example]:
                 labels=labels[None],
                 spacing_mm=(1.0, 1.0, 1.0),
                 scanner=f"{CLINICS.get(clinic, clinic)}, {FINDINGS.get(finding, finding)}",
+                digest=digest_of((image, mask)),
             )
 
 

@@ -99,6 +99,12 @@ class Arrivals:
                 upsert(tx, ARRIVALS, {"series_id": series_id}, values)
             upsert(tx, CURSORS, {"name": name}, {"value": cursor.value, "line": cursor.line})
 
+    def sender(self, series_id: str) -> str:
+        """AE title that sent the first of the series that was seen; empty for HTTP."""
+        query = sa.select(ARRIVALS.c.sender).where(ARRIVALS.c.series_id == series_id)
+        with self._database.transaction() as tx:
+            return str(tx.scalar(query) or "")
+
     def waiting(self) -> list[Arrival]:
         """Every series of which no job has been made since it last received something."""
         now = self._database.clock()

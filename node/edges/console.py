@@ -35,6 +35,7 @@ from node.edges.console_json import (
     timings_shown,
 )
 from node.edges.ledger import Ledger
+from node.edges.space import Forecast, forecast_shown
 from node.errors import NodeError, NotPossible, Unavailable
 from node.jobs import BY_HAND, Job, State, Wish
 from node.manifest import ModelManifest
@@ -80,6 +81,7 @@ def console_app(
     destinations: Sequence[str] = ("sender",),
     *,
     review_key: bytes,
+    disks: Callable[[], Sequence[Forecast]] = tuple,
 ) -> Starlette:
     """The console's ASGI application.
 
@@ -95,11 +97,13 @@ def console_app(
         Where a person may have results sent: ``sender``, or the name of a peer.
     review_key
         Tells whether a held image is still the one that was examined.
+    disks
+        How full each disk is, and when it will be.
     """
     if not token:
         raise ValueError("the console needs a token")
     console = _Console(
-        ledger, orthanc, artifacts, manifests, nudge, tuple(destinations), review_key
+        ledger, orthanc, artifacts, manifests, nudge, tuple(destinations), review_key, disks
     )
     return Starlette(
         routes=[
@@ -118,6 +122,7 @@ def console_app(
             Route("/jobs/{job_id}/retry", console.retry, methods=["POST"]),
             Route("/jobs/{job_id}/cancel", console.cancel, methods=["POST"]),
             Route("/models", console.models, methods=["GET"]),
+            Route("/storage", console.storage, methods=["GET"]),
             Route("/studies/{study_id}/process", console.process, methods=["POST"]),
         ],
         middleware=[Middleware(_TokenRequired, token=token)],
@@ -140,6 +145,7 @@ class _Console:
     nudge: Callable[[], None]
     destinations: tuple[str, ...]
     review_key: bytes = field(repr=False)
+    disks: Callable[[], Sequence[Forecast]]
 
     def nudged(self, _request: Request) -> Response:
         """``POST /nudge``: something arrived in Orthanc."""
@@ -264,6 +270,10 @@ class _Console:
                 "destinations": list(self.destinations),
             }
         )
+
+    def storage(self, _request: Request) -> Response:
+        """``GET /storage``: how full the disks are, and when they will be."""
+        return JSONResponse({"disks": [forecast_shown(one) for one in self.disks()]})
 
     async def process(self, request: Request) -> Response:
         """``POST /studies/{id}/process``: a job of each series that the model could take.

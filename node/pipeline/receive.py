@@ -51,6 +51,7 @@ def receive(
     source_of: Callable[[str], Source | None] = lambda _: None,
     need: Callable[[Job, Sequence[Dataset]], Need] = lambda *_: Need.NOTHING,
     patience: Patience = _USUAL,
+    sender_seen: Callable[[str], str] = lambda _: "",
 ) -> Done | NotYet:
     """Note who sent the series and how complete it is; stop what is not ours or cannot be read.
 
@@ -62,6 +63,8 @@ def receive(
     need
         Job and headers of its series → what a gap means to the models that want it. By default
         nothing: a folder that a person has chosen holds what it holds.
+    sender_seen
+        Series → AE title that was seen when it arrived. Orthanc forgets it with its index.
 
     Facts
     -----
@@ -94,7 +97,7 @@ def receive(
             "The series is a result of this node that was sent back to it",
             remedy="Exclude this node's results from the auto-routing rule of the PACS.",
         )
-    facts = _origin(job, instances)
+    facts = _origin(job, instances, sender_seen)
     headers = read_headers(instances, job.instance_ids)
     wanted = need(job, headers)
     asked = _Asked(source_of(facts.get("sender", "")) if wanted is not Need.NOTHING else None)
@@ -172,7 +175,7 @@ class _Asked:
         return f"asked for it: {self._source.name} sent {sent}"
 
 
-def _origin(job: Job, instances: Instances) -> dict[str, Any]:
+def _origin(job: Job, instances: Instances, sender_seen: Callable[[str], str]) -> dict[str, Any]:
     """Who sent the series; what the node fetched itself later came over HTTP, from nobody."""
     facts: dict[str, Any] = {"received_over": "", "instances": len(job.instance_ids)}
     for instance_id in job.instance_ids:
@@ -180,6 +183,8 @@ def _origin(job: Job, instances: Instances) -> dict[str, Any]:
         facts["received_over"] = facts["received_over"] or noted.get("Origin", "")
         if noted.get("RemoteAET"):
             return {**facts, "received_over": noted["Origin"], "sender": noted["RemoteAET"]}
+    if sender := sender_seen(job.series_id):
+        facts["sender"] = sender
     return facts
 
 

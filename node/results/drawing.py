@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from node.manifest import ModelManifest, Segment
 from node.results.report import NOTICE
@@ -26,7 +25,7 @@ QUIET: Colour = (139, 148, 160)
 WARNING: Colour = (255, 196, 87)
 
 _OVERSAMPLING = 2  # drawn larger and reduced: smooth contours without a vector library
-_CONTOUR_PIXELS = 1.5
+_CONTOUR_PIXELS = 3  # of the larger drawing
 _FILL_OPACITY = 0.16  # anatomy stays visible: a fifth is the most that hides none of it
 _CONTOUR_OPACITY = 0.95
 
@@ -64,9 +63,16 @@ def _enlarged(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool
 
 
 def _contour(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The inner edge, so that contours of neighbours lie side by side."""
-    inside_by: NDArray[np.float64] = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    return mask & (inside_by <= _CONTOUR_PIXELS * _OVERSAMPLING)
+    """The inner edge, so that contours of neighbours lie side by side.
+
+    Eroded by a cross, a square, a cross: next to a disk, and by far the cheapest.
+    """
+    inner = np.pad(mask, _CONTOUR_PIXELS)
+    for step in range(_CONTOUR_PIXELS):
+        along_rows = inner[:, :-2] & inner[:, 1:-1] & inner[:, 2:]
+        columns = along_rows if step % 2 else inner[:, 1:-1]
+        inner = along_rows[1:-1] & columns[:-2] & columns[2:]
+    return mask & ~inner
 
 
 def _blend(

@@ -87,7 +87,7 @@ def check_frames(
             same = np.array_equal(_plane(stored, frame, shape), labels[index])
         else:
             number = _segment_number([*shared[0], *groups])
-            same = np.array_equal(_mask(stored, frame, shape), labels[index] == number)
+            same = _is_mask(stored, frame, labels[index] == number)
         if not same:
             raise _misplaced(frame, "does not hold the mask of the slice that it refers to")
         present.discard((index, number))
@@ -140,13 +140,16 @@ def _segment_number(groups: Sequence[Element]) -> int:
     return int.from_bytes(value, "little")
 
 
-def _mask(packed: NDArray[np.uint8], frame: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """One frame of single-bit pixel data, frames following without padding (PS3.5 8.1.1)."""
-    size = int(np.prod(shape))
-    first_byte, skipped_bits = divmod(frame * size, 8)
-    last_byte = -(-(frame + 1) * size // 8)
-    bits = np.unpackbits(packed[first_byte:last_byte], bitorder="little")
-    return np.asarray(bits[skipped_bits : skipped_bits + size].reshape(shape), bool)
+def _is_mask(packed: NDArray[np.uint8], frame: int, mask: NDArray[np.bool_]) -> bool:
+    """Whether one frame of single-bit pixel data is a mask; frames follow one another without
+    padding (PS3.5 8.1.1)."""
+    first_byte, skipped_bits = divmod(frame * mask.size, 8)
+    last_byte = -(-(frame + 1) * mask.size // 8)
+    stored = packed[first_byte:last_byte]
+    if mask.size % 8 == 0:
+        return np.array_equal(stored, np.packbits(mask, bitorder="little"))
+    bits = np.unpackbits(stored, bitorder="little")[skipped_bits : skipped_bits + mask.size]
+    return np.array_equal(bits.reshape(mask.shape), mask)
 
 
 def _plane(stored: NDArray[np.uint8], frame: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:

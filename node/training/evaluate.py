@@ -8,8 +8,8 @@ case went, and nothing of other patients.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from node.training.measures import dice, surface_distance_p95_mm
 from node.training.recipe import Labels
 from node.training.series import find_series, series_of
 
+ROLES = ("", "test", "validation", "training")
+"""From nothing known to the most familiar."""
 TOTAL = "all labels"
 BLOCK_SLICES = 5
 """Neighbouring slices err alike: they are drawn together."""
@@ -81,6 +83,8 @@ class Evaluation:
     stressed: tuple[tuple[str, Measurement], ...] = ()
     """What was changed, and the measurement after it."""
     empty: tuple[EmptyCase, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What stands behind the numbers of cases and empty series; never written."""
     in_pixels: bool = False
     """Of radiographs: what counts as a millimetre is a pixel, as a millilitre a thousand pixels,
     for what a pixel measures in the patient, a projection does not say."""
@@ -99,16 +103,20 @@ class Evaluation:
 def evaluate(
     model: Model,
     examples: Iterable[Example],
-    role_of: Callable[[str], str],
+    role_of: Callable[[Example], str],
     stresses: Callable[[Example], Iterable[tuple[str, Example]]] | None = None,
     on_case: Callable[[str], None] = lambda name: None,
+    *,
+    public: bool = False,
 ) -> Evaluation:
     """Run the model over all examples.
+
+    Cases and patients get numbers, unless the data are ``public``.
 
     Parameters
     ----------
     role_of
-        What a patient was to these weights.
+        What a case was to these weights; a patient is what the most familiar of his cases was.
     stresses
         Changed versions of an example, with what was changed; of those that did not train the
         model only.
@@ -118,14 +126,24 @@ def evaluate(
     segments = [(segment.number, segment.label) for segment in model.manifest.segments]
     measurements: list[Measurement] = []
     stressed: list[tuple[str, Measurement]] = []
-    for example in examples:
-        on_case(example.name)
-        role = role_of(example.patient)
+    names: dict[str, str] = {}
+    patients: dict[str, str] = {}
+    roles: dict[str, str] = {}
+    for read in examples:
+        on_case(read.name)
+        example = read
+        if not public:
+            name = f"case {len(names) + 1}"
+            names[name] = read.name
+            patient = patients.setdefault(read.patient, f"patient {len(patients) + 1}")
+            example = replace(read, name=name, patient=patient)
+        role = max(role_of(read), roles.get(example.patient, ""), key=ROLES.index)
+        roles[example.patient] = role
         measurements += measure(example, predict(model, example), segments, role)
         if stresses is None or role == "training":
             continue
         for change, changed in stresses(example):
-            on_case(f"{example.name}: {change}")
+            on_case(f"{read.name}: {change}")
             found = predict(model, changed)
             stressed += [
                 (change, one) for one in measure(changed, found, segments, role, surfaces=False)
@@ -133,10 +151,21 @@ def evaluate(
     runtime = getattr(model, "runtime", None)
     return Evaluation(
         str(runtime.engine) if runtime is not None else "a program of its own",
-        tuple(measurements),
-        tuple(stressed),
+        tuple(replace(one, role=roles[one.patient]) for one in measurements),
+        tuple((change, one) for change, one in stressed if roles[one.patient] != "training"),
+        names=names,
         in_pixels=isinstance(model.manifest, RadiographManifest),
     )
+
+
+def without_names(found: Evaluation) -> Evaluation:
+    """Numbers for the names of empty series; those of cases have been given."""
+    names, empty = dict(found.names), []
+    for number, one in enumerate(found.empty, start=1):
+        name = f"series {number}"
+        names[name] = one.name
+        empty.append(replace(one, name=name))
+    return replace(found, names=names, empty=tuple(empty))
 
 
 def look_for_nothing(model: Any, contract: InputContract, data: Path) -> Iterator[EmptyCase]:

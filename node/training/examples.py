@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from node.manifest import Segment
 from node.sdk import Radiograph, Volume
 from node.training.labels import label_files
-from node.training.recipe import Labels
+from node.training.recipe import Labels, digest_of
 from node.training.series import Series, read_series
 
 
@@ -29,6 +29,9 @@ class Example:
         Who made it, and how: the group it is counted in.
     files
         Of the series, in any order: a program that is a model may want to read them itself.
+    digest
+        :func:`~node.training.recipe.digest_of` the files of the training case that it may have
+        been: by this the record of a training knows it, whatever it is called.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Example:
     spacing_mm: tuple[float, float, float]
     scanner: str
     files: tuple[Path, ...] = ()
+    digest: str = ""
 
 
 def volume_examples(data: Sequence[Path], segments: Sequence[Segment]) -> Iterator[Example]:
@@ -60,6 +64,7 @@ def example_of(series: Series, labels: Labels) -> Example:
         volume.spacing_mm,
         scanner_of(series.header),
         series.files,
+        digest_of(series.files),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -41,7 +41,7 @@ class Case:
     Attributes
     ----------
     name
-        Names the case in reports; a folder's or file's name.
+        A folder's or file's name. Reports call it by a number, unless the data are public.
     patient
         Cases of one patient are never on both sides of a split.
     planes
@@ -62,9 +62,14 @@ class Case:
     files: tuple[Path, ...] = ()
 
     def digest(self) -> str:
-        """SHA-256 over the SHA-256 of each file, in order of their content: names do not count."""
-        hashes = sorted(hashlib.sha256(path.read_bytes()).digest() for path in self.files)
-        return hashlib.sha256(b"".join(hashes)).hexdigest()
+        """What tells the case from any other, whatever it is called."""
+        return digest_of(self.files)
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """SHA-256 over the SHA-256 of each file, in order of their content: names do not count."""
+    hashes = sorted(hashlib.sha256(path.read_bytes()).digest() for path in files)
+    return hashlib.sha256(b"".join(hashes)).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ import json
 import logging
 import math
 import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,10 +37,14 @@ from node.training.frame import (
     seed_everything,
 )
 from node.training.learning import CaseData, Learner
+from node.training.names import numbered, write_names
 from node.training.recipe import RECORD_NAME, Case, Manifest, Settings, load_recipe
 from node.training.report import write_report
 from node.training.split import Split, split_by_patient
 
+# Options whose values are nobody's name.
+_SHOWN = frozenset({"preset", "epochs", "seed", "devices", "accelerator", "threads", "loaders",
+                    "precision", "public"})  # fmt: skip
 LAST, BEST = "last", "best"
 CHECKPOINTS = "checkpoints"
 PACKAGES = ("torch", "lightning", "segmentation-models-pytorch", "timm", "numpy", "scipy")
@@ -66,6 +69,8 @@ class Run:
     precision: str = "32-true"
     start: Path | None = None
     """Weights to begin with (safetensors of the same network); from nothing without."""
+    public: bool = False
+    """The data are public: names of cases and patients stay in record and report."""
     resume: bool = True
     """Go on where the output folder's last checkpoint stands; else the folder must hold none."""
 
@@ -97,9 +102,17 @@ def train(run: Run) -> Path:
             remedy="Give the folder that the recipe describes: images with their labels.",
         )
     split = split_by_patient(cases, settings.validation_patients, settings.validation_share)
+    named = numbered(split)
+    if not run.public:
+        split = named.split
     record = _record(run, settings, manifest, split)
+    if not run.public:
+        held_out = [named.patients[one] for one in settings.validation_patients]
+        record["settings"]["validation_patients"] = held_out
     checkpoints = run.out / CHECKPOINTS
     resumed = _resume_from(run, checkpoints, record)
+    if not run.public:
+        write_names(run.out, named.names)
 
     seed_everything(run.seed, verbose=False)
     network = build_network(run.model, manifest)
@@ -215,7 +228,7 @@ def _averaging(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def _record(run: Run, settings: Settings, manifest: Manifest, split: Split) -> dict[str, Any]:
-    """What one needs to make these weights again; no time and no name of a machine."""
+    """What one needs to make these weights again; no time, no name of a machine, no path."""
 
     def listed(cases: tuple[Case, ...]) -> list[dict[str, Any]]:
         return [
@@ -231,7 +244,8 @@ def _record(run: Run, settings: Settings, manifest: Manifest, split: Split) -> d
     return {
         "model": manifest.name,
         "model_version": manifest.version,
-        "command": " ".join(["segnode", *sys.argv[1:]]),
+        "command": _command(run, manifest),
+        "names": "public" if run.public else "numbers",
         "preset": run.preset,
         "settings": asdict(settings),
         "seed": run.seed,
@@ -245,6 +259,18 @@ def _record(run: Run, settings: Settings, manifest: Manifest, split: Split) -> d
         "training": listed(split.training),
         "validation": listed(split.validation),
     }
+
+
+def _command(run: Run, manifest: Manifest) -> str:
+    """The command, with words for the paths, which may hold anybody's name."""
+    words = ["segnode", "train", manifest.name, "--data", "DATA", "--out", "RUN"]
+    if run.start is not None:
+        words += ["--start", "WEIGHTS"]
+    for option in fields(run):
+        value = getattr(run, option.name)
+        if option.name in _SHOWN and value != option.default:
+            words += [f"--{option.name}"] if value is True else [f"--{option.name}", str(value)]
+    return " ".join(words)
 
 
 def _resume_from(run: Run, checkpoints: Path, record: dict[str, Any]) -> Path | None:

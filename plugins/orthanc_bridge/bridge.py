@@ -52,6 +52,7 @@ ALLOWED = tuple(
         ("GET", r"/jobs/[0-9a-f]{32}/review/[0-9]{1,4}-[0-9]{1,4}\.png"),
         ("POST", r"/jobs/[0-9a-f]{32}/(retry|cancel|release)"),
         ("GET", r"/models"),
+        ("GET", r"/storage"),
         ("POST", r"/studies/[0-9a-f]{8}(-[0-9a-f]{8}){4}/process"),
     )
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import highdicom as hd
 import numpy as np
@@ -27,9 +26,7 @@ from tests.conformance.test_seg import (
     part10,
     series,
 )
-from tests.conformance.test_seg_dcmqi import points_in_nrrd, points_of_truth, read_by_dcmqi
 from tests.result_case import Case
-from tests.viewer.cases import Case as Placed
 
 
 @pytest.mark.parametrize("step_mm", [2.5, -2.5], ids=["feet to head", "head to feet"])
@@ -58,22 +55,6 @@ def test_the_background_is_said_by_the_padding_value_alone() -> None:
     assert made.PixelPaddingValue == 0
     assert made.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.7"
     assert (made.SegmentationType, made.BitsAllocated) == ("LABELMAP", 8)
-
-
-def test_dcmqi_reads_a_label_map_at_its_place(tmp_path: Path) -> None:
-    """The reader behind 3D Slicer finds the same voxels in the patient."""
-    headers = series(columns=23, rows=20, slices=8)
-    labels = np.zeros((8, 20, 23), np.uint8)
-    labels[1:6, 4:12, 3:9], labels[2:7, 6:14, 12:20] = 1, 2
-    made = encode_labelmap(labels, headers, SEGMENTS, ALGORITHM, IDENTITY)
-    read = read_by_dcmqi(made, tmp_path)
-    (file,) = tmp_path.glob("*.nrrd")  # one for all labels
-    for segment, (label, _) in zip(SEGMENTS, read, strict=True):
-        assert label == segment.label
-        found = points_in_nrrd(file, segment.number)
-        truth = points_of_truth(Placed(headers, labels), segment.number)
-        assert len(found) == len(truth)
-        assert np.abs(np.sort(found, axis=0) - np.sort(truth, axis=0)).max() < 0.02
 
 
 def _swap_references(made: Dataset) -> None:

@@ -17,6 +17,7 @@ import uvicorn
 from node.edges.artifacts import FolderArtifacts
 from node.edges.console import console_app
 from node.edges.ledger import Ledger
+from node.edges.space import Forecast
 from node.jobs import Event, Job, StepName, Wish
 from node.manifest import NetworkManifest
 
@@ -40,6 +41,7 @@ class ConsoleNode:
         self.artifacts = FolderArtifacts(folder / "artifacts")
         self.models = {"lungs": manifest("lungs", "CT"), "brain": manifest("brain", "MR")}
         self.orthanc: Any = None  # the tests that need one set it
+        self.disks: list[Forecast] = []
         self.nudges = 0
         self.nudged = threading.Event()
         self._server: uvicorn.Server | None = None
@@ -67,7 +69,7 @@ class ConsoleNode:
     def start(self) -> None:
         app = console_app(
             self.ledger, self.orthanc, self.artifacts, self.models, self.token, self._nudge,
-            destinations=("sender", "pacs"), review_key=REVIEW_KEY,
+            destinations=("sender", "pacs"), disks=lambda: self.disks, review_key=REVIEW_KEY,
         )  # fmt: skip
         server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="error"))
         self._thread = threading.Thread(target=server.run, daemon=True)

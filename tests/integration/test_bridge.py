@@ -26,6 +26,8 @@ from anonymizer.options import Option
 from anonymizer.profile import profile_with
 from node.edges.orthanc import Orthanc
 from node.edges.orthanc_config import DicomPeer
+from node.edges.orthanc_storage import Disk
+from node.edges.space import Forecast
 from node.jobs import Event, State, StepName
 from node.pipeline.pixel_review import examined, store_review
 from tests.identified_ct import part10
@@ -418,3 +420,32 @@ def test_a_node_that_hangs_takes_only_some_of_orthancs_threads(
             assert sum("too many" in message for message in messages) == 4
             assert len({orthanc.upload(one) for one in slices(20)}) == 20
             assert orthanc.stop() == 0  # 139 if the bridge did not keep its REST callback
+
+
+# -- disks ---------------------------------------------------------------------------------------
+
+
+def test_the_page_learns_when_the_disks_are_full_and_not_where_they_are(
+    orthanc: OrthancServer, node: ConsoleNode
+) -> None:
+    """Bytes and days; a folder's name is none of a browser's business."""
+    node.disks = [Forecast(Disk("/srv/hospital", 30, 100, 10), 5.0, 4.0)]
+    answer = orthanc.get("/segnode/api/storage")
+    assert answer.json() == {
+        "disks": [
+            {"free_bytes": 30, "total_bytes": 100, "keep_free_bytes": 10,
+             "bytes_per_day": 5.0, "days_left": 4.0}
+        ]
+    }  # fmt: skip
+
+
+def test_a_strangers_page_settles_no_file(orthanc: OrthancServer) -> None:
+    """What the node does with files that the index lacks, no other site's page does."""
+    name = "0a0b0c0d-0000-4000-8000-000000000001"
+    for verb in ("imported", "unreadable"):
+        url = f"/segnode/storage/{name}/{verb}"
+        assert orthanc.post(url).status_code == 403
+        assert orthanc.post(url, headers=OURS).status_code == 404
+    assert orthanc.get(f"/segnode/storage/{name}").status_code == 404
+    assert orthanc.get("/segnode/storage/..%2f..%2findex").status_code == 404
+    assert httpx.get(f"{orthanc.url}/segnode/storage").status_code == 401

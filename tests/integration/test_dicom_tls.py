@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -11,19 +12,21 @@ import pytest
 from dicom_peers import ct_instance, running_storescp
 from moody_pacs import MoodyPacs, Outbox
 
+from node import service
 from node.destination_check import check_destination
+from node.edges import secret_files
 from node.edges.dicom_tls import DicomTls, tls_context
 from node.edges.orthanc import Orthanc
 from node.edges.orthanc_config import DicomPeer
 from node.edges.orthanc_tls import OrthancTls, write_tls
 from node.errors import DeliveryRefused, PacsUnavailable
 from node.jobs import State
-from node.settings import Dicom, Settings
+from node.settings import BadSettings, Dicom, Settings
 from node.settings import DicomPeer as PeerSettings
 from node.wiring import Hospital
+from tests.certificates import certificate
 from tests.conftest import NO_BRIDGE
 from tests.integration.test_delivery import reached
-from tests.integration.test_pacs_edge import certificate
 from tests.orthanc_server import OrthancServer
 
 HERE = "127.0.0.1"
@@ -195,3 +198,29 @@ def test_switching_tls_off_leaves_nothing_of_it(files: Path, tmp_path: Path) -> 
     assert (tmp_path / "dicom_tls.key").stat().st_mode & 0o777 == 0o600
     write_tls(tmp_path, None)
     assert [path.name for path in tmp_path.iterdir()] == ["own.json"]
+
+
+def test_tls_of_the_settings_reaches_orthanc(tmp_path: Path) -> None:
+    """Its own port, the peer that it asks for commitment, and the files; a missing one is named."""
+    for name in ("node", "pacs"):
+        certificate(tmp_path, name)
+    dicom = {
+        "tls": True, "certificate": tmp_path / "node.crt", "private_key": tmp_path / "node.key",
+        "certificate_authority": tmp_path / "pacs.crt",
+    }  # fmt: skip
+    pacs = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 104, "tls": True}
+    settings = Settings.model_validate(
+        {"var_dir": tmp_path / "var", "dicom": dicom, "dicom_peers": [pacs]}
+    )
+    secret_files.read_or_create(tmp_path / "var" / "secrets" / "orthanc_password")
+    service._orthanc_program(Hospital(settings))
+    folder = tmp_path / "var" / "orthanc" / "configuration"
+    modalities = json.loads((folder / "modalities.json").read_text())
+    assert modalities["DicomModalities"]["pacs"]["UseDicomTls"] is True
+    tls = json.loads((folder / "dicom_tls.json").read_text())
+    assert tls["DicomTlsEnabled"] is True
+    for key in ("DicomTlsCertificate", "DicomTlsPrivateKey", "DicomTlsTrustedCertificates"):
+        assert (folder / tls[key]).read_bytes().startswith(b"-----BEGIN ")
+    (tmp_path / "pacs.crt").unlink()
+    with pytest.raises(BadSettings, match=r"pacs\.crt cannot be read"):
+        service._orthanc_program(Hospital(settings))

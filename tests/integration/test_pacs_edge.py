@@ -7,17 +7,11 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from io import BytesIO
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from dicom_peers import (
     LABEL_MAP_SEGMENTATION,
     SERIES,
@@ -40,7 +34,6 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, build_context, evt
 
-from node.edges.dicom_tls import DicomTls
 from node.edges.pacs import STUDY_ROOT_FIND, VERIFICATION, DicomDestination, DicomPacs
 from node.errors import DeliveryRefused, NodeError, PacsUnavailable
 from node.ports import Answer
@@ -384,52 +377,3 @@ def test_messages_leave_without_delay() -> None:
         with pacs._association([build_context(VERIFICATION)]) as association:
             connection = association.dul.socket.socket
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-
-
-def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1 and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    certificate_file, key_file = folder / f"{name}.crt", folder / f"{name}.key"
-    certificate_file.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return certificate_file, key_file
-
-
-def test_tls_peer_is_trusted_by_its_certificate_alone(tmp_path: Path) -> None:
-    """Mutual TLS works with the right authority, and an unknown authority gets nothing."""
-    server_certificate, server_key = certificate(tmp_path, "server")
-    client_certificate, client_key = certificate(tmp_path, "client")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=client_certificate)
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_cert_chain(server_certificate, server_key)
-    with answering([(evt.EVT_C_STORE, lambda event: 0x0000)], tls=context) as port:
-        trusted = DicomTls(server_certificate, client_certificate, client_key)
-        pacs = pacs_at(port, tls=trusted)
-        pacs.echo()
-        (status,) = pacs.store([ct_instance(1)])
-        assert status.accepted
-        stranger = DicomTls(client_certificate, client_certificate, client_key)
-        with pytest.raises(PacsUnavailable):
-            pacs_at(port, tls=stranger).echo()

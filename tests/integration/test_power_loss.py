@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,21 @@ from pathlib import Path
 import pytest
 from dicom_peers import ct_instance
 
+from node.edges.arrivals import Arrivals
 from node.edges.ledger import Ledger
 from node.edges.orthanc import Orthanc
 from node.edges.orthanc_config import DicomPeer
 from node.edges.orthanc_storage import OrthancStorage
 from node.edges.watch import Watch
+from tests.conftest import NO_BRIDGE
 from tests.orthanc_server import OrthancServer, free_port
+from tests.running_node import (
+    DEMO_CT,
+    SOME_SLICES,
+    RunningNode,
+    made_up_study,
+    segmentations,
+)
 
 
 @pytest.fixture
@@ -157,3 +167,31 @@ def test_a_start_after_an_orderly_stop_moves_nothing(
         state = storage_of(orthanc).state()
         assert state.orphans == state.unreadable == state.fileless == ()
     assert len(orthanc.get("/instances").json()) == 5
+
+
+def test_a_node_whose_index_is_lost_in_mid_work_sends_the_result_back_to_the_sender_once(
+    tmp_path: Path,
+) -> None:
+    """The node ends while a series arrives, and the index is the one before it came."""
+    ports = RunningNode.free_ports()
+    peer = DicomPeer("segnode", "SEGNODE", "127.0.0.1", ports["dicom"], may_query=True)
+    study = made_up_study(tmp_path / "ct", DEMO_CT[SOME_SLICES])
+    with (
+        OrthancServer(
+            tmp_path / "pacs", ae_title="HOSPITAL", peers=[peer], bridge=NO_BRIDGE
+        ) as pacs,
+        RunningNode(tmp_path / "node", pacs, ports, quiet_s=5) as node,
+    ):
+        node.receive(study)
+        ledger = Ledger(f"sqlite:///{node.var / 'ledger.sqlite'}")
+        until = time.monotonic() + 60
+        while not Arrivals(ledger.database).waiting():
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        node.segnode("down")
+        shutil.rmtree(node.var / "orthanc" / "index")
+        node.segnode("up")
+        assert node.wait_for(study)["state"] == "confirmed"
+        assert len(segmentations(pacs, study)) == 1
+        assert len(node.jobs_of(study)) == 1
+        assert len(node.orthanc("/instances").json()) == len(study.files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.errors import ModelFault
-from node.sdk import Volume
+from node.manifest import read_manifest
+from node.sdk import LabelMap, Volume
 from node.training.card import BEGIN, END, rewrite_card, section
 from node.training.evaluate import (
     TOTAL,
     EmptyCase,
     Evaluation,
     Measurement,
+    evaluate,
     interval_over_patients,
     interval_over_slices,
     measure,
+    without_names,
 )
 from node.training.examples import Example
 from node.training.measures import dice, surface_distance_p95_mm
@@ -161,6 +165,51 @@ def test_the_worst_twelve_cases_are_shown_and_said_to_be_that() -> None:
         Evaluation("torch", (absent, *measured), in_pixels=True)
     )
     assert "worst of" not in section(Evaluation("torch", (absent, *measured[:12])))
+
+
+class Threshold:
+    """A model that finds whatever is positive."""
+
+    manifest = read_manifest(Path(__file__).parent / "trainable" / "tiny")
+
+    def segment(self, volume: Volume) -> LabelMap:
+        return LabelMap((volume.array > 0).astype(np.uint8), volume.sop_instance_uids)
+
+
+def test_what_is_written_of_an_evaluation_has_numbers_for_names() -> None:
+    """PatientID and the folder's name reach neither figures nor card; the screen shows them."""
+    labels = box((6, 12, 12), 1, 5).astype(np.uint8)
+    named = [("Doe^John", "D-1"), ("Roe", "D-2"), ("Doe^John", "D-3")]
+    examples = [
+        replace(example(labels, patient), name=name, digest=name) for patient, name in named
+    ]
+    known = {"D-3": "training"}
+
+    def twice(one: Example) -> list[tuple[str, Example]]:
+        return [("unchanged", replace(one))]
+
+    def found(*, public: bool) -> Evaluation:
+        return evaluate(
+            Threshold(),  # type: ignore[arg-type]
+            examples,
+            lambda one: known.get(one.digest, "test"),
+            twice,
+            public=public,
+        )
+
+    private = without_names(replace(found(public=False), empty=(EmptyCase("Roe (MR)", None, 0),)))
+    written = json.dumps(private.as_json()) + section(private)
+    assert not [word for pair in named for word in pair if word in written]
+    assert private.names == {
+        "case 1": "D-1", "case 2": "D-2", "case 3": "D-3", "series 1": "Roe (MR)"
+    }  # fmt: skip
+    # One case trained the model: so did the patient, whichever case comes first.
+    roles = {one.case: one.role for one in private.measurements}
+    assert roles == {"case 1": "training", "case 2": "test", "case 3": "training"}
+    assert {one.case for _, one in private.stressed} == {"case 2"}
+    public = found(public=True)
+    assert [one.case for one in public.measurements] == ["D-1", "D-2", "D-3"]
+    assert {one.patient for one in public.measurements} == {"Doe^John", "Roe"}
 
 
 def test_figures_are_json_without_nan() -> None:

@@ -162,11 +162,12 @@ def test_bfloat16_is_used_only_where_the_author_allows_it(
 
 
 def test_a_precision_that_changes_labels_is_not_used(
-    manifest: NetworkManifest, exports: Path, monkeypatch: pytest.MonkeyPatch
+    manifest: NetworkManifest, exports: Path
 ) -> None:
     """Where no Dice is good enough for bfloat16, float32 runs."""
-    monkeypatch.setattr(packages, "REDUCED_DICE", 1.1)
-    model = load_network_model(CT_LUNGS, manifest, exports=exports, engine="openvino")
+    model = load_network_model(
+        CT_LUNGS, manifest, exports=exports, engine="openvino", reduced_dice=1.1
+    )
     assert model.runtime.engine.precision == "f32"
 
 
@@ -260,7 +261,7 @@ def test_an_altered_export_is_refused(
 
 
 def test_an_export_of_other_labels_is_not_used(
-    manifest: NetworkManifest, exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    manifest: NetworkManifest, exports: Path, tmp_path: Path
 ) -> None:
     """An export that does not find what PyTorch found is no export of this model."""
     export = find_export(exports, manifest)

@@ -15,12 +15,18 @@ import pytest
 from safetensors.numpy import load_file
 
 from node.errors import ModelFault, UnsuitableInput
-from node.training.recipe import Case, load_recipe
+from node.sdk import Volume
+from node.training.examples import Example
+from node.training.measure_model import roles_in
+from node.training.names import NAMES_FILE
+from node.training.recipe import Case, digest_of, load_recipe
 from node.training.split import split_by_patient
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).parent / "trainable" / "tiny"
-CASES = [(f"patient{patient}", f"p{patient}s{series}") for patient in range(5) for series in (1, 2)]
+CASES = [
+    (f"Quirin{patient}", f"Doe{patient}-{series}") for patient in range(5) for series in (1, 2)
+]
 SAMPLES_PER_EPOCH = 24
 
 
@@ -29,6 +35,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten cases of five patients."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "cases.txt").write_text("\n".join(" ".join(case) for case in CASES))
+    for _, name in CASES:
+        (folder / name).write_text(f"what {name} shows")
     return folder
 
 
@@ -73,6 +81,54 @@ def test_a_run_leaves_weights_a_record_and_a_report(finished: Path) -> None:
     assert all(name in report for name in held_out)
     for picture in ("curves.png", "worst_1.png"):
         assert (finished / "pictures" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_to_publish_names_a_patient_or_a_folder(data: Path, finished: Path) -> None:
+    """Record, plan and report have numbers; who has the data finds the case by them."""
+    private = {word for case in CASES for word in case} | {data.name, str(data), str(finished)}
+    written = [path for path in finished.rglob("*") if path.suffix in (".json", ".md")]
+    assert {"training.json", "plan.json", "report.md"} <= {path.name for path in written}
+    names = finished / NAMES_FILE
+    for path in written:
+        text = path.read_text()
+        assert path == names or not [word for word in private if word in text], path.name
+    assert names.stat().st_mode & 0o077 == 0
+    record = json.loads((finished / "training.json").read_text())
+    behind = json.loads(names.read_text())
+    assert sorted((one["patient"], one["case"]) for one in behind.values()) == sorted(CASES)
+    for case in record["training"] + record["validation"]:
+        assert case["sha256"] == digest_of([data / behind[case["case"]]["case"]])
+    assert record["command"] == "segnode train tiny --data DATA --out RUN --accelerator cpu"
+
+
+def test_a_record_tells_what_a_case_was_by_its_digest(data: Path, finished: Path) -> None:
+    """By no name: the same files under another name are the same case."""
+    role_of = roles_in(finished / "training.json")
+    record = json.loads((finished / "training.json").read_text())
+    for role in ("training", "validation"):
+        for case in record[role]:
+            assert role_of(example("renamed", "somebody", case["sha256"])) == role
+    assert role_of(example("case 1", "patient 1", digest_of([data / "cases.txt"]))) == "test"
+    with pytest.raises(UnsuitableInput, match="have no digest"):
+        role_of(example("case 1", "patient 1", ""))
+    assert roles_in(data / "none.json")(example("case 1", "patient 1", "")) == "test"
+
+
+def test_records_of_the_shipped_models_still_tell_by_patient() -> None:
+    """Public data, named before cases had numbers."""
+    for folder in (ROOT / "models" / "ct_lungs", ROOT / "models" / "cxr_lungs"):
+        role_of = roles_in(folder / "training.json")
+        case = json.loads((folder / "training.json").read_text())["training"][0]
+        assert role_of(example("another series", case["patient"], "")) == "training"
+        assert role_of(example("renamed", "renamed", case["sha256"])) == "training"
+        assert role_of(example("renamed", "renamed", "")) == "test"
+
+
+def example(name: str, patient: str, digest: str) -> Example:
+    """A labelled image of which only this matters."""
+    volume = Volume(np.zeros((2, 2, 2), np.int16), np.eye(4), (1.0, 1.0, 1.0), ("1", "2"))
+    return Example(name, patient, volume, np.zeros((2, 2, 2), np.uint8), (1.0, 1.0, 1.0), "",
+                   digest=digest)  # fmt: skip
 
 
 def test_no_patient_is_on_both_sides(finished: Path) -> None:

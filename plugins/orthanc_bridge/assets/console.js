@@ -7,6 +7,7 @@ import {
   showProblem, stepText, timings,
 } from "./job.js";
 import { review } from "./review.js";
+import { showDisks } from "./disks.js";
 
 const POLL_MS = 2000;
 const body = document.querySelector("#jobs > tbody");
@@ -207,3 +208,4 @@ window.addEventListener("hashchange", follow);
 document.addEventListener("visibilitychange", () => document.hidden || refresh());
 follow();
 refresh().then(follow);
+showDisks();

@@ -23,9 +23,10 @@ _drawn = count(1)
 
 
 def read_cases(data: Path, manifest: NetworkManifest) -> Sequence[Case]:
-    """A case per line of ``cases.txt``: patient and name."""
+    """A case per line of ``cases.txt``: patient and name, which is that of its file."""
     lines = (data / "cases.txt").read_text().split("\n")
-    return [_case(*line.split(), data / "cases.txt") for line in lines if line]
+    found = [line.split() for line in lines if line]
+    return [_case(patient, name, data / name) for patient, name in found]
 
 
 def draw(case: Case, manifest: NetworkManifest, rng: np.random.Generator) -> tuple[Image, Labels]:
