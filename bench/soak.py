@@ -86,23 +86,23 @@ class Memory(threading.Thread):
     def __init__(self, node: RunningNode) -> None:
         super().__init__(daemon=True)
         self._supervisor = Supervisor(node.var)
-        self._started = time.time()
-        self._stop = threading.Event()
+        self._since = time.time()
+        self._ended = threading.Event()
         self.samples: list[Sample] = []
 
     def run(self) -> None:
-        while not self._stop.wait(SAMPLE_S):
+        while not self._ended.wait(SAMPLE_S):
             found: dict[str, float] = {}
             for process in self._supervisor.processes():
                 found[process.name] = _resident_mib(process.pid)
                 children = sum(_resident_mib(pid) for pid in descendants(process.pid))
                 if children:
                     found[f"{process.name}, children"] = children
-            self.samples.append(Sample(time.time() - self._started, found))
+            self.samples.append(Sample(time.time() - self._since, found))
 
     def stop(self) -> None:
         """Take no more samples."""
-        self._stop.set()
+        self._ended.set()
         self.join()
 
 
