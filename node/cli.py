@@ -296,21 +296,19 @@ app.command()(cli_models.evaluate)
 def run(role: Literal["watch", "console", "worker", "delivery", "compute"]) -> None:
     """One process of the node, in the foreground: what the supervisor or a container starts."""
     log.configure(role)
-    if role == "compute":
-        from node.wiring import run_compute
-
-        run_compute(load_compute())
-        return
+    from node import programs
     from node.wiring import Hospital
 
+    if role == "compute":
+        programs.run_compute(load_compute())
+        return
     who = {"watch": "sweeper", "console": "person at the console"}.get(role, "worker")
-    hospital = Hospital(load(), who)
     {
-        "watch": hospital.run_watch,
-        "console": hospital.run_console,
-        "worker": hospital.run_worker,
-        "delivery": hospital.run_delivery,
-    }[role]()
+        "watch": programs.run_watch,
+        "console": programs.run_console,
+        "worker": programs.run_worker,
+        "delivery": programs.run_delivery,
+    }[role](Hospital(load(), who))
 
 
 def main() -> None:

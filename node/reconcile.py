@@ -73,7 +73,11 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class Reconciler:
-    """Compares the parts of one node. Every method yields what it finds, and changes nothing."""
+    """Compares the parts of one node. Every method yields what it finds, and changes nothing.
+
+    The node goes on meanwhile. So each method looks at the other part first and at the ledger
+    after it: whatever lies there for a job was put there after the ledger knew of the job.
+    """
 
     database: Database
     storage: OrthancStorage
@@ -89,17 +93,15 @@ class Reconciler:
 
     def disagreements(self) -> Iterator[Disagreement]:
         """All of them; a part that does not answer is one."""
-        unknown = list(self.unknown_rows())
-        yield from unknown
-        jobs = [job_of(row) for row in self._rows() if _is_known(row)]
         for name, look in (
+            ("ledger", self.unknown_rows),
             ("Orthanc", self.files),
-            ("Orthanc and ledger", partial(self.series, jobs)),
+            ("Orthanc and ledger", self.series),
             ("ledger", self.leases),
-            ("broker and ledger", partial(self.messages, jobs)),
-            ("artifacts and ledger", partial(self.folders, jobs)),
-            ("vault and ledger", partial(self.records, jobs)),
-            ("PACS and ledger", partial(self.results, jobs)),
+            ("broker and ledger", self.messages),
+            ("artifacts and ledger", self.folders),
+            ("vault and ledger", self.records),
+            ("PACS and ledger", self.results),
         ):
             try:
                 yield from look()
@@ -125,43 +127,53 @@ class Reconciler:
                 partial(_each, self.storage.delete_instance, [(one,) for one in gone]),
             )  # fmt: skip
 
-    def series(self, jobs: Sequence[Job]) -> Iterator[Disagreement]:
+    def series(self) -> Iterator[Disagreement]:
         """Series that no job is made of, and jobs whose series is gone."""
         held = self.storage.series()
-        quiet = self._arrivals()
-        unknown = [one for one in held if one not in quiet]
-        if unknown:
+        unknown, unseen = self._overlooked(held)
+        if unknown or unseen:  # what has just come is still to be read from the feed
             self.pause(_SETTLE_S)
-            quiet = self._arrivals()
-            unknown = [one for one in unknown if one not in quiet]
+            still_unknown, still_unseen = self._overlooked(held)
+            unknown, unseen = unknown & still_unknown, unseen & still_unseen
         if unknown:
             yield Disagreement(
                 "Orthanc and ledger", f"{_some(unknown, 'received series')} never noted as arrived",
-                "noted as arrived now", partial(self._note_arrived, unknown),
+                "noted as arrived now", partial(self._note_arrived, sorted(unknown)),
             )  # fmt: skip
-        seen: dict[str, set[str]] = defaultdict(set)
-        for job in jobs:
-            seen[job.series_id].update(job.instance_ids)
-        unseen = [
-            one for one, (_, instances) in held.items() if quiet.get(one) and instances - seen[one]
-        ]
         if unseen:
             yield Disagreement(
                 "Orthanc and ledger",
                 f"{_some(unseen, 'series')} with instances that no job has seen",
-                "looked at again as if they had just arrived", partial(self._note_arrived, unseen),
+                "looked at again as if they had just arrived",
+                partial(self._note_arrived, sorted(unseen)),
             )  # fmt: skip
-        for job in jobs:
+        for job in self._jobs():
             if job.state in _ENDED or job.step not in _READS_RECEIVED:
                 continue
             _, instances = held.get(job.series_id, ("", frozenset()))
-            if missing := set(job.instance_ids) - instances:
+            if set(job.instance_ids) <= instances:
+                continue
+            # Some may have come since.
+            if missing := set(job.instance_ids) - self.storage.instances_of(job.series_id):
                 yield Disagreement(
                     "Orthanc and ledger",
                     f"job {job.id[:8]} ({job.state}) needs {_some(missing, 'instance')} that "
                     "Orthanc no longer has",
                     f"Send the series again, or `segnode cancel {job.id[:8]}`.",
                 )
+
+    def _overlooked(
+        self, held: Mapping[str, tuple[str, frozenset[str]]]
+    ) -> tuple[set[str], set[str]]:
+        """Series that never arrived, and series with instances of which no job was made."""
+        quiet = self._arrivals()
+        seen: dict[str, set[str]] = defaultdict(set)
+        for row in self._rows():
+            seen[row["series_id"]].update(row["instance_ids"])
+        unseen = {
+            one for one, (_, instances) in held.items() if quiet.get(one) and instances - seen[one]
+        }
+        return set(held) - quiet.keys(), unseen
 
     def unknown_rows(self) -> Iterator[Disagreement]:
         """Jobs in a step or state that this version does not know."""
@@ -190,12 +202,14 @@ class Reconciler:
                 "The watch does not run: `segnode status`, then `segnode up`.",
             )  # fmt: skip
 
-    def messages(self, jobs: Sequence[Job]) -> Iterator[Disagreement]:
+    def messages(self) -> Iterator[Disagreement]:
         """Messages that would wake nobody, or make a compute worker run for nothing."""
+        waiting: list[bytes] = self.broker.lrange(self.compute_queue, 0, -1)  # type: ignore[assignment]
+        counts = {queue: int(self.broker.llen(queue)) for queue in self.queues}
+        jobs = self._jobs()
         wanted = {
             job.id for job in jobs if job.state is State.RUNNING and job.step is StepName.INFER
         }
-        waiting: list[bytes] = self.broker.lrange(self.compute_queue, 0, -1)  # type: ignore[assignment]
         useless = [one for one in waiting if _job_of_message(one) not in wanted]
         if useless:
             yield Disagreement(
@@ -204,8 +218,7 @@ class Reconciler:
                 "taken out", partial(self._take_out, useless),
             )  # fmt: skip
         open_jobs = sum(job.state not in _ENDED for job in jobs)
-        for queue in self.queues:
-            count = int(self.broker.llen(queue))
+        for queue, count in counts.items():
             if queue != self.compute_queue and count > open_jobs + _MANY_MESSAGES:
                 yield Disagreement(
                     "broker and ledger",
@@ -213,17 +226,16 @@ class Reconciler:
                     "dropped: the sweeper sends what is needed", partial(self.broker.delete, queue),
                 )  # fmt: skip
 
-    def folders(self, jobs: Sequence[Job]) -> Iterator[Disagreement]:
+    def folders(self) -> Iterator[Disagreement]:
         """Working data of no job, and jobs without theirs."""
-        by_id = {job.id: job for job in jobs} | {row["id"]: None for row in self._rows()}
         folders = set(self.artifacts.folders())
-        nobodys = sorted(folders - by_id.keys())
+        nobodys = sorted(folders - {row["id"] for row in self._rows()})
         if nobodys:
             yield Disagreement(
                 "artifacts and ledger", f"{_some(nobodys, 'folder')} of no job", "deleted",
                 partial(_each, self.artifacts.delete, [(f"{one}/",) for one in nobodys]),
             )  # fmt: skip
-        for job in jobs:
+        for job in self._jobs():
             open_there = job.state not in _ENDED and job.step in _READS_DEIDENTIFIED
             if open_there and not self.artifacts.names(f"{job.id}/instances/"):
                 yield Disagreement(
@@ -234,23 +246,24 @@ class Reconciler:
                     grave=False,
                 )
 
-    def records(self, jobs: Sequence[Job]) -> Iterator[Disagreement]:
+    def records(self) -> Iterator[Disagreement]:
         """Objects that wait in the vault for no delivery, and crosswalks that are gone."""
-        by_id = {job.id: job for job in jobs}
-        useless = []
-        for study in self.vault_studies():
-            for record in self.vault.names(study):
-                kind, _, rest = record.partition("-")
-                job = by_id.get(rest.partition("-")[0])
-                if kind == "outbound" and (job is None or job.state in _OVER):
-                    useless.append((study, record))
+        outbound = [
+            (study, record)
+            for study in self.vault_studies()
+            for record in self.vault.names(study)
+            if record.startswith("outbound-")
+        ]
+        rows = self._rows()
+        needed = {row["id"] for row in rows if row["state"] not in _OVER}
+        useless = [one for one in outbound if one[1].split("-")[1] not in needed]
         if useless:
             yield Disagreement(
                 "vault and ledger",
                 f"{_some(useless, 'outbound object')} of jobs that deliver nothing any more",
                 "deleted", partial(_each, self.vault.delete, useless),
             )  # fmt: skip
-        for job in jobs:
+        for job in map(job_of, filter(_is_known, rows)):
             crosswalk = job.facts.get("crosswalk")
             if job.state in _ENDED or job.step not in _NEEDS_CROSSWALK or not crosswalk:
                 continue
@@ -263,9 +276,9 @@ class Reconciler:
                     "again.",
                 )
 
-    def results(self, jobs: Sequence[Job]) -> Iterator[Disagreement]:
+    def results(self) -> Iterator[Disagreement]:
         """Results that a PACS has proven to keep, and does not have any more: a sample."""
-        confirmed = [job for job in jobs if job.state is State.CONFIRMED]
+        confirmed = [job for job in self._jobs() if job.state is State.CONFIRMED]
         newest = sorted(confirmed, key=lambda job: job.updated_at, reverse=True)[:_SAMPLE]
         for name, pacs in self.destinations.items():
             for job in newest:
@@ -301,6 +314,10 @@ class Reconciler:
     def _rows(self) -> list[RowMapping]:
         with self.database.transaction() as tx:
             return [row._mapping for row in tx.execute(sa.select(JOBS))]
+
+    def _jobs(self) -> list[Job]:
+        """Every job that this version understands."""
+        return [job_of(row) for row in self._rows() if _is_known(row)]
 
     def _arrivals(self) -> dict[str, bool]:
         with self.database.transaction() as tx:

@@ -1,15 +1,13 @@
 """The one place where settings become a ledger, a vault, a broker, a PACS and eight steps.
 
 Everything is made when asked for: ``segnode jobs`` opens the ledger and nothing else. The compute
-zone has a wiring of its own below, made of other settings: it cannot reach the hospital's.
+zone is made of settings of its own (``node.programs.run_compute``): it cannot reach the hospital's.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +17,12 @@ from node.edges import secret_files
 from node.edges.artifacts import FolderArtifacts
 from node.edges.celery_app import (
     COMPUTE_QUEUE,
-    DELIVERY_QUEUES,
-    HOSPITAL_QUEUES,
     celery_app,
-    message_counter,
 )
 from node.jobs import Job, StepName
 from node.packages import find_models
 from node.settings import (
     BadSettings,
-    ComputeSettings,
     Deidentify,
     DicomPeer,
     DicomWebPeer,
@@ -392,135 +386,3 @@ class Hospital:
         from node.edges.orthanc_storage import OrthancStorage
 
         return OrthancStorage(self.orthanc)
-
-    # -- processes ---------------------------------------------------------------------------
-
-    def run_watch(self) -> None:
-        """The watch and its chores, until the process is told to stop."""
-        from node.edges.watch import Watch
-        from node.upkeep import chores
-
-        receive = self.settings.receive
-        stop = threading.Event()
-        self._sweep(stop)
-        chores(self).start(stop)
-        watch = Watch(
-            self.orthanc,
-            self.ledger,
-            self.wake,
-            quiet_s=receive.quiet_s,
-            max_quiet_s=receive.longest_quiet_s,
-            may_open=lambda: self.orthanc_storage.has_looked,
-        )
-        watch.run(stop, self.nudges.wait, receive.poll_s)
-
-    def _sweep(self, stop: threading.Event) -> None:
-        """The sweeper, and the ear for the compute zone, each in a thread of its own."""
-        from node.edges.compute_news import listen
-        from node.edges.sweeper import Sweeper
-        from node.edges.tasks import compute_news, wake_queue
-
-        def wake(queue: str) -> None:
-            wake_queue(self.celery, self.terms, queue)
-
-        counter = message_counter(self.broker_url)
-        sweeper = Sweeper(self.ledger, self.terms, counter, wake)
-        heard = compute_news(self.ledger, self.wake, lambda: wake(COMPUTE_QUEUE), self.terms)
-        every_s = self.settings.workers.recovery_s * 0.15
-        for target, arguments in (
-            (sweeper.run, (stop, every_s)),
-            (listen, (self.celery, heard, stop)),
-        ):
-            threading.Thread(target=target, args=arguments, daemon=True).start()
-
-    def run_console(self) -> None:
-        """The console's HTTP interface."""
-        from node.edges.console import console_app
-        from node.edges.serving import serve
-        from node.upkeep import forecasts
-
-        app = console_app(
-            self.ledger,
-            self.orthanc,
-            self.artifacts,
-            self.models,
-            self.secret("console_token"),
-            self.nudges.send,
-            destinations=("sender", *self.destinations),
-            review_key=self.review_key,
-            disks=partial(forecasts, self),
-        )
-        console = self.settings.console
-        serve(app, console.host, console.port)
-
-    def run_worker(self) -> None:
-        """The hospital workers: everything but talking to destinations."""
-        self._run_worker("hospital", HOSPITAL_QUEUES, self.settings.workers.hospital_processes)
-
-    def run_delivery(self) -> None:
-        """The workers that talk to destinations, and may have to wait for them."""
-        self._run_worker("delivery", DELIVERY_QUEUES, self.settings.workers.delivery_processes)
-
-    def _run_worker(self, name: str, queues: tuple[str, ...], processes: int) -> None:
-        from celery.signals import worker_process_init
-
-        from node.edges.tasks import end_process, register_hospital_tasks
-
-        terms = replace(self.terms, end_process=end_process)
-        register_hospital_tasks(self.celery, self.ledger, self.steps(), self.wake, terms)
-        worker_process_init.connect(
-            lambda **_: self.ledger.database.forget_connections(), weak=False
-        )
-        _run_celery(self.celery, name, queues, processes)
-
-
-def run_compute(settings: ComputeSettings) -> None:
-    """The compute workers: a model is loaded in the pool child, at its first job.
-
-    Raises
-    ------
-    ModelFault
-        A model is somebody else's program that cannot run on this machine.
-    """
-    from node.edges.celery_app import COMPUTE_QUEUE
-    from node.edges.compute import register_compute_task
-    from node.foreign.check import require_runnable
-    from node.imaging.decoding import Decoders, decoding_processes
-    from node.manifest import CommandManifest
-    from node.packages import Models
-    from node.pipeline.infer import already_inferred, infer
-
-    for name, manifest in find_models(settings.models_dir).items():
-        if isinstance(manifest, CommandManifest):
-            require_runnable(settings.models_dir / name, manifest, hashes=False)
-    artifacts = FolderArtifacts(settings.artifacts_dir)
-    models = Models(settings.models_dir, threads=settings.threads, exports=settings.exports_dir)
-    models.prepare()  # a job that comes before it is done makes its own export
-    decoders = Decoders(processes=decoding_processes(settings.threads))
-
-    def run(
-        job_id: str, instances: str, model: str, digest: str, report: Callable[[float], None]
-    ) -> str:
-        found = already_inferred(artifacts, job_id, instances)
-        if found is None:
-            loaded = models.loaded(model, digest)
-            found = infer(artifacts, job_id, instances, loaded, report, decoders)
-        return found
-
-    app = celery_app("segnode-compute", settings.broker_url)
-    register_compute_task(app, run)
-    _run_celery(app, "compute", (COMPUTE_QUEUE,), settings.processes)
-
-
-def _run_celery(app: Celery, name: str, queues: tuple[str, ...], processes: int) -> None:
-    app.worker_main(
-        [
-            "worker",
-            f"--queues={','.join(queues)}",
-            f"--hostname={name}@%h",
-            f"--concurrency={processes}",
-            "--loglevel=WARNING",
-            "--without-mingle",
-            "--without-gossip",
-        ]
-    )

@@ -41,7 +41,7 @@ def test_each_step_is_the_function_of_its_name_in_the_module_of_its_name(step) -
 def test_the_compute_zone_imports_nothing_of_the_hospital_zone() -> None:
     """The compute worker's own code needs no package of the hospital, so it is not installed."""
     modules = loaded_by(
-        "import sys, node.cli, node.wiring, node.pipeline.infer, node.edges.compute\n"
+        "import sys, node.cli, node.programs, node.pipeline.infer, node.edges.compute\n"
         "sys.argv = ['segnode', 'run', 'compute']\n"  # without a broker it stops at its settings
         "try: node.cli.main()\n"
         "except SystemExit: pass"

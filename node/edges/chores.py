@@ -16,18 +16,22 @@ _AGAIN_S = 2.0
 
 @dataclass(frozen=True)
 class Chore:
-    """Something to do again and again, ``every_s`` seconds after it was done."""
+    """Something to do again and again, ``every_s`` seconds after it was done.
+
+    The first time ``first_s`` after the start.
+    """
 
     name: str
     every_s: float
     do: Callable[[], object]
+    first_s: float = 0.0
 
 
 class Chores:
-    """Does each chore at once, and then when its time has come; one at a time."""
+    """Does each chore when its time has come; one at a time."""
 
     def __init__(self, chores: Sequence[Chore]) -> None:
-        self._due = dict.fromkeys(chores, 0.0)
+        self._due = {chore: time.monotonic() + chore.first_s for chore in chores}
 
     def start(self, stop: threading.Event) -> threading.Thread:
         """Begin in the background, until ``stop``."""

@@ -176,10 +176,10 @@ def test_a_job_of_an_unknown_step_is_named_and_hides_no_other(parts: Parts) -> N
     job = parts.job(State.CONFIRMED, StepName.CONFIRM)
     parts.artifacts.put(f"{'0' * 32}/instances/000001.dcm", b"x")
     parts.change(job, step="translate")
-    first, *others = parts.found()
-    assert "step or state that nobody here knows" in first.found
-    assert first.repair is None
-    assert "1 folder of no job" in [one.found for one in others]
+    unknown, folder = parts.found()
+    assert "step or state that nobody here knows" in unknown.found
+    assert unknown.repair is None
+    assert folder.found == "1 folder of no job"
 
 
 def test_a_job_that_runs_without_a_lease_is_swept(parts: Parts) -> None:

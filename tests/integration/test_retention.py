@@ -29,7 +29,9 @@ from tests.orthanc_server import OrthancServer
 DAY_S = 86400.0
 STUDY = "2.25.4711"
 KEEP = Keep(confirmed_days=30, unwanted_days=7, stopped_days=14)
-HELD = (State.QUEUED, State.RUNNING, State.WAITING, State.QUARANTINED, State.FAILED)
+HELD = (
+    State.QUEUED, State.RUNNING, State.WAITING, State.INCOMPLETE, State.QUARANTINED, State.FAILED,
+)  # fmt: skip
 UNWANTED = {"error": "NoMatchingModel"}
 
 
