@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 
+from anonymizer.part10 import DAMAGE
 from node.errors import DamagedInstance
 from node.ports import Instances
 
@@ -26,7 +27,7 @@ def read_header(data: bytes) -> Dataset:
     """
     try:
         return dcmread(io.BytesIO(data), stop_before_pixels=True)
-    except (InvalidDicomError, EOFError, ValueError, NotImplementedError) as error:
+    except (InvalidDicomError, *DAMAGE) as error:
         raise DamagedInstance(
             f"An instance cannot be read as DICOM ({type(error).__name__})"
         ) from None
