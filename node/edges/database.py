@@ -27,9 +27,12 @@ class Database:
     arrivals. What they change together, they change in one :meth:`transaction`.
     """
 
-    def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, url: str, *, clock: Callable[[], float] | None = None) -> None:
+        """``clock`` is, by default, this machine's; with PostgreSQL the database's, for machines
+        that share leases must share a clock."""
         self._engine = _engine(url)
-        self.clock = clock
+        shared = self._engine.dialect.name == "postgresql"
+        self.clock = clock or (self._database_time if shared else time.time)
         migrate(self._engine)
 
     @contextmanager
@@ -47,6 +50,11 @@ class Database:
         except (OperationalError, InterfaceError) as error:
             cause = type(error.orig).__name__
             raise LedgerUnavailable(f"The ledger's database does not answer ({cause})") from None
+
+    def _database_time(self) -> float:
+        asked = sa.select(sa.func.extract("epoch", sa.func.clock_timestamp()))
+        with self.transaction() as tx:
+            return float(tx.scalar(asked) or 0.0)
 
     def forget_connections(self) -> None:
         """Open new connections from here on: a forked process must not use its parent's."""

@@ -10,7 +10,6 @@ What a running step needs is here; what sweepers and people do is in the two cla
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -39,7 +38,7 @@ class Ledger(Sweeps, People):
     """Jobs and everything that happens to them. Safe to share between threads and processes."""
 
     def __init__(
-        self, url: str, *, clock: Callable[[], float] = time.time, who: str = "segnode"
+        self, url: str, *, clock: Callable[[], float] | None = None, who: str = "segnode"
     ) -> None:
         super().__init__(Database(url, clock=clock), who)
 

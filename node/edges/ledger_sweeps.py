@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from node.edges.ledger_lookups import Lookups
 from node.edges.ledger_moves import held_by
-from node.edges.ledger_tables import JOBS, PAUSES, job_of
+from node.edges.ledger_tables import ARRIVALS, JOBS, PAUSES, job_of
 from node.jobs import Event, Job, State, Step, StepName
 
 #: A try that took too long will most likely do so again; a worker that died may have had bad luck.
@@ -77,6 +77,22 @@ class Sweeps(Lookups):
         with self.database.transaction() as tx:
             changed = sa.update(JOBS).where(held_by(job), JOBS.c.progress == 0)
             return bool(tx.execute(changed.values(**begun)).rowcount == 1)
+
+    def follow_clock(self, jump_s: float, lease_s: float) -> None:
+        """The clock was set: whatever has a time keeps its distance from now.
+
+        Every step that runs gets a whole lease; whose worker is dead will not extend it.
+        """
+        now = self.database.clock()
+        moved = {
+            name: JOBS.c[name] + jump_s for name in ("next_try_at", "deadline_at", "step_since")
+        }
+        with self.database.transaction() as tx:
+            tx.execute(sa.update(JOBS).values(**moved))
+            running = sa.update(JOBS).where(JOBS.c.state == State.RUNNING)
+            tx.execute(running.values(lease_until=now + lease_s))
+            arriving = sa.update(ARRIVALS).where(ARRIVALS.c.quiet.is_(False))
+            tx.execute(arriving.values(last_change_at=ARRIVALS.c.last_change_at + jump_s))
 
     def release_lost_leases(self, steps: Mapping[StepName, Step]) -> list[Job]:
         """Queue again what a dead or hung worker held; fail what has crashed too often."""

@@ -8,6 +8,7 @@ neither Orthanc nor a PACS, so nothing that hangs there keeps it waiting.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from kombu.exceptions import OperationalError
@@ -21,6 +22,10 @@ from node.pipeline.run import Terms
 
 #: More wake-ups than this at once serve nobody: each one that is taken brings the next.
 _MOST_WAKES = 50
+
+
+#: A clock that is adjusted by less between two sweeps is only being kept right.
+_JUMP_S = 1.0
 
 
 class Sweeper:
@@ -40,12 +45,16 @@ class Sweeper:
         terms: Terms,
         messages_in: Callable[[str], int],
         wake: Callable[[str], None],
+        steady_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger, self._terms = ledger, terms
         self._messages_in, self._wake = messages_in, wake
+        self._steady_s = steady_s
+        self._ahead_s: float | None = None  # the ledger's clock, of the steady one
 
     def once(self) -> None:
         """Keep what waits in the compute queue, release what nobody holds, wake what is due."""
+        self._follow_clock()
         infer = self._terms.steps[StepName.INFER]
         try:
             self._keep_waiting_in_compute(infer)
@@ -68,6 +77,15 @@ class Sweeper:
             except Exception as error:  # noqa: BLE001 - nobody else would find what is lost
                 log.get().error("sweep failed", error=type(error).__name__,
                                 place=log.place_of(error))  # fmt: skip
+
+    def _follow_clock(self) -> None:
+        """A clock that was set, forward or back, must end no lease and no waiting."""
+        ahead_s = self._ledger.database.clock() - self._steady_s()
+        jump_s = 0.0 if self._ahead_s is None else ahead_s - self._ahead_s
+        self._ahead_s = ahead_s
+        if abs(jump_s) > _JUMP_S:
+            log.get().warning("the clock was set", seconds=round(jump_s, 1))
+            self._ledger.follow_clock(jump_s, self._terms.lease_s)
 
     def _keep_waiting_in_compute(self, infer: Step) -> None:
         waiting = self._ledger.waiting_in_compute()

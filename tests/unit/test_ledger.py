@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from node.edges.arrivals import Arrivals, Cursor
 from node.edges.ledger import Ledger
+from node.edges.sweeper import Sweeper
 from node.errors import (
     DeliveryRefused,
     NodeError,
@@ -205,6 +206,35 @@ def test_a_step_that_hangs_loses_its_lease_at_its_deadline_however_alive_its_wor
     assert found is not None
     assert (found.state, found.error) == (State.FAILED, "DeadlinePassed")
     assert "1800 s" in found.cause
+
+
+@pytest.mark.parametrize("jump_s", [86400.0, -86400.0])
+def test_a_clock_that_is_set_ends_no_lease_and_no_waiting(
+    ledger: Ledger, clock: Clock, jump_s: float
+) -> None:
+    """Running steps keep running, waiting ones wait as long as they would have; both then end."""
+    steady = Clock()
+    terms = Terms(lease_s=7)
+    sweeper = Sweeper(ledger, terms, lambda _: 99, lambda _: None, steady_s=steady)
+    running = claimed(ledger, at_step(ledger, StepName.DEIDENTIFY, "running"), lease_s=7)
+    waiting = claimed(ledger, at_step(ledger, StepName.RECEIVE, "waiting"), lease_s=7)
+    ledger.wait(waiting, cause="c", remedy="r", error="e", delay_s=100, patience_s=1000)
+    arrivals = Arrivals(ledger.database)
+    arrivals.record("feed", Cursor(1), {"arriving": None})
+    sweeper.once()
+    clock.now += jump_s + 2
+    steady.now += 2
+    sweeper.once()
+    assert ledger.extend(running, 7)
+    assert ledger.due(STEPS) == 0
+    [arriving] = arrivals.waiting()
+    assert arriving.silent_s == pytest.approx(2)
+    for one in (clock, steady):
+        one.now += 99
+    assert ledger.due(STEPS) == 1
+    sweeper.once()
+    lost = ledger.job(running.id)
+    assert lost is not None and lost.state is State.QUEUED, "its worker is dead, whatever the time"
 
 
 def test_a_job_that_no_compute_worker_takes_waits_and_says_so(ledger: Ledger, clock: Clock) -> None:
