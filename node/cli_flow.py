@@ -23,9 +23,6 @@ queue_app = typer.Typer(
     help="Queues: what is due in each; pause, drain, resume.", no_args_is_help=True
 )
 
-_out = Console()
-_err = Console(stderr=True)
-
 QueueName = Annotated[str, typer.Argument(help="io, cpu, gpu, pacs; or all.")]
 PeerName = Annotated[str, typer.Argument(help="Name of the peer.")]
 
@@ -42,7 +39,7 @@ def queue_list() -> None:
                         ledger.running(steps))
         for name, steps in _queues().items()
     ]  # fmt: skip
-    _out.print(tables.queues(rows, ledger.pauses()))
+    _out().print(tables.queues(rows, ledger.pauses()))
 
 
 @queue_app.command("pause")
@@ -51,7 +48,7 @@ def queue_pause(name: QueueName) -> None:
     ledger = _hospital().ledger
     for queue in _named(name):
         ledger.pause(f"queue:{queue}")
-        _out.print(f"Queue {queue} is paused. `segnode queue resume {queue}` lets it go on.")
+        _out().print(f"Queue {queue} is paused. `segnode queue resume {queue}` lets it go on.")
 
 
 @queue_app.command("drain")
@@ -62,7 +59,7 @@ def queue_drain(name: QueueName) -> None:
     for queue in _named(name):
         ledger.pause(f"queue:{queue}")
     _until_none_runs(lambda: ledger.running(steps), "running steps")
-    _out.print(f"Nothing of {name} runs. `segnode queue resume {name}` lets it go on.")
+    _out().print(f"Nothing of {name} runs. `segnode queue resume {name}` lets it go on.")
 
 
 @queue_app.command("resume")
@@ -71,13 +68,13 @@ def queue_resume(name: QueueName) -> None:
     ledger = _hospital().ledger
     for queue in _named(name):
         ledger.resume(f"queue:{queue}")
-        _out.print(f"Queue {queue} goes on.")
+        _out().print(f"Queue {queue} goes on.")
 
 
 def pacs_pause(name: PeerName) -> None:
     """Send nothing more to a destination, for example during its maintenance. Nothing is lost."""
     _peer(name).ledger.pause(f"destination:{name}")
-    _out.print(f"{name} is paused. `segnode pacs resume {name}` lets it go on.")
+    _out().print(f"{name} is paused. `segnode pacs resume {name}` lets it go on.")
 
 
 def pacs_drain(name: PeerName) -> None:
@@ -92,13 +89,13 @@ def pacs_drain(name: PeerName) -> None:
         ),
         "deliveries",
     )
-    _out.print(f"Nothing is being sent to {name}. `segnode pacs resume {name}` lets it go on.")
+    _out().print(f"Nothing is being sent to {name}. `segnode pacs resume {name}` lets it go on.")
 
 
 def pacs_resume(name: PeerName) -> None:
     """Go on with a paused destination."""
     _peer(name).ledger.resume(f"destination:{name}")
-    _out.print(f"{name} goes on.")
+    _out().print(f"{name} goes on.")
 
 
 def journal(
@@ -124,13 +121,21 @@ def journal(
         else:
             export.write_text(text)
     elif not verify:
-        _out.print(tables.journal(entries))
+        _out().print(tables.journal(entries))
     if verdict.problem:
-        _err.print(f"[red]✗[/] {verdict.problem}.", highlight=False)
+        _err().print(f"[red]✗[/] {verdict.problem}.", highlight=False)
         raise typer.Exit(1)
-    (_err if export else _out).print(
+    (_err() if export else _out()).print(
         f"[green]✓[/] {verdict.entries} entries, whole. Head: {verdict.head}", highlight=False
     )
+
+
+def _out() -> Console:
+    return Console()  # made now: as wide as the terminal is now
+
+
+def _err() -> Console:
+    return Console(stderr=True)
 
 
 def _hospital() -> Hospital:
@@ -169,7 +174,7 @@ def _until_none_runs(running: Callable[[], int], what: str) -> None:
     first = now = running()
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-        console=_err,
+        console=_err(),
     ) as progress:  # fmt: skip
         bar = progress.add_task(what, total=max(first, 1))
         while now:

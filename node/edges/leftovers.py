@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,8 +24,12 @@ def boot_id() -> str:
     return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
-def members_of(session: int, folder: Path) -> list[int]:
-    """Process ids of a session that speak of ``folder``, its leader first if it lives."""
+def members_of(session: int, folder: Path, known: Collection[int] = ()) -> list[int]:
+    """Process ids of a session that speak of ``folder``, its leader first if it lives.
+
+    One that ends has lost its memory, and says nothing any more, before it lets go of its ports:
+    ``known`` are those that have spoken before.
+    """
     found = []
     for directory in _PROC.glob("[0-9]*"):
         with suppress(OSError, IndexError):  # it ended meanwhile, or is somebody else's
@@ -32,7 +37,9 @@ def members_of(session: int, folder: Path) -> list[int]:
             state, _, _, its_session = (
                 (directory / "stat").read_text().rsplit(")", 1)[1].split()[:4]
             )
-            if int(its_session) == session and state != "Z" and _speaks_of(directory, folder):
+            if int(its_session) != session or state == "Z":
+                continue
+            if int(directory.name) in known or _speaks_of(directory, folder):
                 found.append(int(directory.name))
     return sorted(found, key=lambda pid: (pid != session, pid))
 
@@ -55,7 +62,7 @@ def end(session: int, folder: Path, patience_s: float = _PATIENCE_S) -> int:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM if kind else signal.SIGKILL)
         time.sleep(0.1)
-        members = members_of(session, folder)
+        members = members_of(session, folder, known=asked.union(first))
     return len(first)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,8 @@ UNIT = REPOSITORY / "deploy" / "segnode.service"
 
 def verified(text: str, folder: Path) -> str:
     """What systemd finds wrong with the unit, installed in this environment."""
-    installed = text.replace("/opt/segnode/.venv/bin", str(Path(sys.executable).parent))
+    here = Path(sys.executable).parent
+    installed = re.sub(r"/opt/segnode/\.venv/bin/(\w+)", rf'"{here}/\1"', text)
     unit = folder / UNIT.name
     unit.write_text(installed)
     done = subprocess.run(

@@ -132,3 +132,14 @@ def test_who_does_not_end_when_asked_is_killed(tmp_path: Path) -> None:
         assert process.wait(10) == -signal.SIGKILL
     finally:
         process.kill()
+
+
+def test_who_has_spoken_once_is_waited_for_when_it_says_nothing_any_more(tmp_path: Path) -> None:
+    """As a process that ends does: its memory is gone before its ports are free."""
+    command = ["/usr/bin/sleep", "600"]
+    with subprocess.Popen(command, env={}, cwd="/", start_new_session=True) as silent:
+        try:
+            assert members_of(silent.pid, tmp_path) == []
+            assert members_of(silent.pid, tmp_path, known={silent.pid}) == [silent.pid]
+        finally:
+            silent.kill()
