@@ -27,8 +27,7 @@ def boot_id() -> str:
 def members_of(session: int, folder: Path, known: Collection[int] = ()) -> list[int]:
     """Process ids of a session that speak of ``folder``, its leader first if it lives.
 
-    One that ends has lost its memory, and says nothing any more, before it lets go of its ports:
-    ``known`` are those that have spoken before.
+    ``known`` are those that have spoken before and need not again.
     """
     found = []
     for directory in _PROC.glob("[0-9]*"):
@@ -68,7 +67,9 @@ def end(session: int, folder: Path, patience_s: float = _PATIENCE_S) -> int:
 
 def _speaks_of(directory: Path, folder: Path) -> bool:
     name = os.fsencode(folder)
-    for about in ("cmdline", "environ"):
-        if name + b"/" in (directory / about).read_bytes():
-            return True
+    command = (directory / "cmdline").read_bytes()
+    if not command:
+        return True  # it is ending: its memory goes before its ports
+    if name + b"/" in command or name + b"/" in (directory / "environ").read_bytes():
+        return True
     return (directory / "cwd").readlink().is_relative_to(folder)

@@ -135,7 +135,7 @@ def test_who_does_not_end_when_asked_is_killed(tmp_path: Path) -> None:
 
 
 def test_who_has_spoken_once_is_waited_for_when_it_says_nothing_any_more(tmp_path: Path) -> None:
-    """As a process that ends does: its memory is gone before its ports are free."""
+    """It may have changed what it tells of itself; it still has its ports."""
     command = ["/usr/bin/sleep", "600"]
     with subprocess.Popen(command, env={}, cwd="/", start_new_session=True) as silent:
         try:
