@@ -2,7 +2,8 @@
 
 supervisord leads a session of its own, and its children stay in it. The kernel gives the number of
 a session to nobody else while one process of it lives; that a process also speaks of this node's
-folder (environment, command line or working directory) guards against a number from another time.
+folder or socket (environment, command line or working directory) guards against a number from
+another time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,8 +25,8 @@ def boot_id() -> str:
     return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
-def members_of(session: int, folder: Path, known: Collection[int] = ()) -> list[int]:
-    """Process ids of a session that speak of ``folder``, its leader first if it lives.
+def members_of(session: int, paths: Sequence[Path], known: Collection[int] = ()) -> list[int]:
+    """Process ids of a session that speak of one of the node's paths, its leader first if it lives.
 
     ``known`` are those that have spoken before and need not again.
     """
@@ -38,18 +39,18 @@ def members_of(session: int, folder: Path, known: Collection[int] = ()) -> list[
             )
             if int(its_session) != session or state == "Z":
                 continue
-            if int(directory.name) in known or _speaks_of(directory, folder):
+            if int(directory.name) in known or _speaks_of(directory, paths):
                 found.append(int(directory.name))
     return sorted(found, key=lambda pid: (pid != session, pid))
 
 
-def end(session: int, folder: Path, patience_s: float = _PATIENCE_S) -> int:
+def end(session: int, paths: Sequence[Path], patience_s: float = _PATIENCE_S) -> int:
     """End every member of the session, kindly at first; how many there were.
 
     A leader that still lives is asked alone: it ends its children itself.
     """
     begun = time.monotonic()
-    first = members_of(session, folder)
+    first = members_of(session, paths)
     members, asked = first, set[int]()
     while members:
         kind = time.monotonic() - begun < patience_s
@@ -61,15 +62,16 @@ def end(session: int, folder: Path, patience_s: float = _PATIENCE_S) -> int:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM if kind else signal.SIGKILL)
         time.sleep(0.1)
-        members = members_of(session, folder, known=asked.union(first))
+        members = members_of(session, paths, known=asked.union(first))
     return len(first)
 
 
-def _speaks_of(directory: Path, folder: Path) -> bool:
-    name = os.fsencode(folder)
+def _speaks_of(directory: Path, paths: Sequence[Path]) -> bool:
     command = (directory / "cmdline").read_bytes()
     if not command:
         return True  # it is ending: its memory goes before its ports
-    if name + b"/" in command or name + b"/" in (directory / "environ").read_bytes():
+    said = command + b"\0" + (directory / "environ").read_bytes() + b"\0"
+    if any(os.fsencode(path) + end in said for path in paths for end in (b"/", b"\0")):
         return True
-    return (directory / "cwd").readlink().is_relative_to(folder)
+    at = (directory / "cwd").readlink()
+    return any(at.is_relative_to(path) for path in paths)

@@ -118,7 +118,7 @@ class Supervisor:
             return 0
         if self._boot.read_text() != leftovers.boot_id():
             return 0
-        return leftovers.end(pid, self._var)
+        return leftovers.end(pid, (self._var, self._socket()))
 
     def is_running(self) -> bool:
         """Whether a supervisor answers."""

@@ -120,10 +120,11 @@ def _waited_for(
     """Wait, ask the source, wait again; then go on, or hold."""
     # A series that was sent again after days is waited for anew.
     waited_s = patience.clock() - (job.step_since or job.created_at)
-    told = str(job.facts.get("asked_source", ""))
-    if waited_s < patience.seconds:
-        if not told and waited_s >= patience.seconds / 2:
-            told = asked.for_what_is_missing()
+    told = before = str(job.facts.get("asked_source", ""))
+    if not told and waited_s >= patience.seconds / 2:
+        told = asked.for_what_is_missing()
+    # A busy node may look late for the first time: what it has just asked for gets its chance.
+    if waited_s < patience.seconds or told != before:
         reason = NotAllArrived(f"{found}{told and f'; {told}'}")
         delay_s = max(patience.seconds / _LOOKS, 0.1)
         return NotYet(reason, {**facts, "asked_source": told}, delay_s)

@@ -145,6 +145,17 @@ def test_what_is_missing_is_waited_for_then_asked_for_and_comes(
     assert isinstance(bench.receive(whole, source), Done)
 
 
+def test_a_late_look_asks_before_it_gives_up(bench: Bench, study: Study) -> None:
+    """A node that was too busy to look in time still asks, and what comes is waited for."""
+    put(bench.server, study.files[:7])
+    job = bench.job(study)
+    bench.clock.now += 2 * PATIENCE_S
+    outcome = bench.receive(job, "dicom")
+    assert isinstance(outcome, NotYet)
+    assert outcome.facts["asked_source"].endswith("sent 5")
+    assert len(bench.job(study).instance_ids) == 12
+
+
 def test_what_never_comes_is_held_with_its_reason(bench: Bench, study: Study) -> None:
     """The PACS refuses to send to us: the job says so, and a person may go on as it is."""
     put(bench.server, study.files[:7])

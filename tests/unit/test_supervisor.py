@@ -16,6 +16,7 @@ from node.edges import leftovers
 from node.edges.leftovers import members_of
 from node.edges.supervisor import Program, Supervisor
 from tests.orthanc_server import free_port
+from tests.running_node import descendants
 
 PARENT = (
     "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
@@ -56,7 +57,7 @@ def started(supervisor: Supervisor, var: Path, port: int) -> tuple[int, list[int
     file, found = var / "run" / "supervisord.pid", list[int]()
     while len(found) < 5 and time.monotonic() < deadline:
         time.sleep(0.1)
-        found = members_of(int(file.read_text()), var) if file.exists() else []
+        found = members_of(int(file.read_text()), [var]) if file.exists() else []
     pid = int(file.read_text())
     assert len(found) == 5 and found[0] == pid
     return pid, found
@@ -103,6 +104,22 @@ def test_stopping_ends_what_a_killed_supervisor_left(
     assert not supervisor.stop()
 
 
+def test_a_long_path_hides_no_process(tmp_path: Path) -> None:
+    """The socket lies elsewhere then, and a worker speaks of nothing else."""
+    var = tmp_path / ("a long name" * 9) / "var"
+    supervisor = Supervisor(var)
+    assert supervisor.start(programs(var, free_port()))
+    file, found = var / "run" / "supervisord.pid", list[int]()
+    deadline = time.monotonic() + 30
+    while len(found) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        found = descendants(int(file.read_text())) if file.exists() else []
+    pid = int(file.read_text())
+    kill(pid)
+    assert supervisor.end_leftovers() == 4
+    assert alive(found) == []
+
+
 def test_a_process_number_from_before_the_machine_started_means_nothing(
     supervisor: Supervisor, tmp_path: Path
 ) -> None:
@@ -128,7 +145,7 @@ def test_who_does_not_end_when_asked_is_killed(tmp_path: Path) -> None:
         deadline = time.monotonic() + 30
         while not (tmp_path / "deaf").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert leftovers.end(process.pid, tmp_path, patience_s=0.5) == 1
+        assert leftovers.end(process.pid, [tmp_path], patience_s=0.5) == 1
         assert process.wait(10) == -signal.SIGKILL
     finally:
         process.kill()
@@ -139,7 +156,7 @@ def test_who_has_spoken_once_is_waited_for_when_it_says_nothing_any_more(tmp_pat
     command = ["/usr/bin/sleep", "600"]
     with subprocess.Popen(command, env={}, cwd="/", start_new_session=True) as silent:
         try:
-            assert members_of(silent.pid, tmp_path) == []
-            assert members_of(silent.pid, tmp_path, known={silent.pid}) == [silent.pid]
+            assert members_of(silent.pid, [tmp_path]) == []
+            assert members_of(silent.pid, [tmp_path], known={silent.pid}) == [silent.pid]
         finally:
             silent.kill()
