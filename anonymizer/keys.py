@@ -21,6 +21,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from anonymizer.disk import flush_folder
 from anonymizer.errors import KeyFileError, KeyMissing, VaultError
 
 SECRET_BYTES = 32
@@ -243,7 +244,7 @@ def create_key_file(path: Path) -> bytes:
             file.flush()
             os.fsync(file.fileno())
         path.hardlink_to(beside)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except FileExistsError:
         raise
     except OSError as error:
@@ -281,11 +282,3 @@ def _from_hexadecimal(text: str, subject: str) -> bytes:
 
 def _missing(name: str) -> KeyMissing:
     return KeyMissing(f"The key {name!r} is not here")
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from anonymizer.disk import flush_folder
 from anonymizer.errors import VaultError
 
 _Made = TypeVar("_Made")
@@ -76,7 +77,7 @@ class FolderRecords:
         except OSError:
             Path(temporary).unlink(missing_ok=True)
             raise
-        _flush_folder(file.parent)
+        flush_folder(file.parent)
 
     def names(self, study: str) -> list[str]:
         """Names of the records of a study, in order."""
@@ -95,7 +96,7 @@ class FolderRecords:
         _erase(file)
         with contextlib.suppress(OSError):  # not empty, or gone already
             file.parent.rmdir()
-            _flush_folder(self.path)
+            flush_folder(self.path)
 
     def clear(self, study: str, keep: str) -> None:
         """Overwrite and unlink every file but ``keep`` and the lock."""
@@ -129,7 +130,7 @@ class FolderRecords:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 folder.mkdir(mode=0o700)
-                _flush_folder(self.path)
+                flush_folder(self.path)
             with contextlib.suppress(FileNotFoundError):
                 return make()
         raise VaultError("A folder of the vault disappears as often as it is made")
@@ -155,7 +156,7 @@ def _erase(file: Path) -> None:
         file.unlink()
     except FileNotFoundError:  # somebody else was first
         return
-    _flush_folder(file.parent)
+    flush_folder(file.parent)
 
 
 def _listed(folder: Path) -> list[str]:
@@ -163,11 +164,3 @@ def _listed(folder: Path) -> list[str]:
         return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     except FileNotFoundError:
         return []
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
