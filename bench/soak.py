@@ -43,6 +43,7 @@ from node.edges.ledger import Ledger
 from node.edges.orthanc_config import DicomPeer
 from node.edges.supervisor import Supervisor
 from node.jobs import State, StepName
+from node.pipeline.outbound import outgoing
 from tests.orthanc_server import REPOSITORY, OrthancServer
 from tests.phantoms import ct_series
 from tests.radiographs import projected_chest, radiograph
@@ -278,6 +279,9 @@ def run(arguments: argparse.Namespace, out: Console, folder: Path) -> dict[str, 
         wrong = _wrong(node, jobs, sent)
         seconds = latencies(ledger, jobs)
         results = len(pacs.get("/instances").json())
+        expected = sum(len(outgoing(job)) for job in jobs if job.state is State.CONFIRMED)
+        if results != expected:
+            wrong.append(f"the PACS holds {results} objects, {expected} were made")
     return {
         "studies": len(sent), "per_hour": arguments.per_hour, "last_sent_late_s": round(late_s, 2),
         "states": states, "wrong": wrong, "objects_in_pacs": results,

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from node.errors import NotPossible
-from node.jobs import State, Step, StepName
+from node.jobs import State, StepName
+from node.pipeline import QUEUES
 from node.settings import load
 
 if TYPE_CHECKING:
@@ -32,12 +33,11 @@ def queue_list() -> None:
     """What is due and what runs in each queue, and what stands still."""
     from node import tables
 
-    hospital = _hospital()
-    ledger = hospital.ledger
+    ledger = _hospital().ledger
     rows = [
         tables.QueueRow(name, tuple(step.name for step in steps), ledger.waiting_for(steps),
                         ledger.running(steps))
-        for name, steps in _queues().items()
+        for name, steps in QUEUES.items()
     ]  # fmt: skip
     _out().print(tables.queues(rows, ledger.pauses()))
 
@@ -55,7 +55,7 @@ def queue_pause(name: QueueName) -> None:
 def queue_drain(name: QueueName) -> None:
     """Pause a queue and wait until nothing of it runs any more, for example before an update."""
     ledger = _hospital().ledger
-    steps = [step for queue in _named(name) for step in _queues()[queue]]
+    steps = [step for queue in _named(name) for step in QUEUES[queue]]
     for queue in _named(name):
         ledger.pause(f"queue:{queue}")
     _until_none_runs(lambda: ledger.running(steps), "running steps")
@@ -154,20 +154,12 @@ def _peer(name: str) -> Hospital:
     return hospital
 
 
-def _queues() -> dict[str, list[Step]]:
-    from node.pipeline import STEPS
-
-    names = dict.fromkeys(str(step.queue) for step in STEPS)
-    return {name: [step for step in STEPS if step.queue == name] for name in names}
-
-
 def _named(name: str) -> list[str]:
-    queues = list(_queues())
-    if name not in (*queues, "all"):
+    if name not in (*QUEUES, "all"):
         raise NotPossible(
-            f"There is no queue {name!r}", remedy=f"Use one of: {', '.join(queues)}, all."
+            f"There is no queue {name!r}", remedy=f"Use one of: {', '.join(QUEUES)}, all."
         )
-    return queues if name == "all" else [name]
+    return list(QUEUES) if name == "all" else [name]
 
 
 def _until_none_runs(running: Callable[[], int], what: str) -> None:

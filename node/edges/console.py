@@ -8,12 +8,11 @@ Orthanc, so no patient's value passes through the node.
 from __future__ import annotations
 
 import hmac
-import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -21,9 +20,17 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from node import log
+from node.edges.console_flow import Flow
+from node.edges.console_http import (
+    Refused,
+    TokenRequired,
+    answer_node_error,
+    answer_not_possible,
+    answer_refused,
+    body_of,
+)
 from node.edges.console_json import (
     GROUPS,
     can_release,
@@ -36,7 +43,7 @@ from node.edges.console_json import (
 )
 from node.edges.ledger import Ledger
 from node.edges.space import Forecast, forecast_shown
-from node.errors import NodeError, NotPossible, Unavailable
+from node.errors import NodeError, NotPossible
 from node.jobs import BY_HAND, Job, State, Wish
 from node.manifest import ModelManifest
 from node.pipeline.pixel_review import RELEASED, Review, picture_of, read_review
@@ -44,7 +51,6 @@ from node.ports import Artifacts
 
 #: The newest jobs that one answer may list.
 MAX_JOBS = 200
-_MAX_REQUEST_BYTES = 4096
 #: An Orthanc identifier: a SHA-1 in five groups.
 _ORTHANC_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}")
 
@@ -60,15 +66,6 @@ class Studies(Protocol):
 
     def instance_file(self, instance_id: str) -> bytes:
         """The instance as it was received."""
-
-
-class Refused(Exception):
-    """A call that cannot be answered: HTTP status, what is wrong, and what to do."""
-
-    def __init__(self, status: int, message: str, remedy: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.remedy = remedy
 
 
 def console_app(
@@ -105,6 +102,7 @@ def console_app(
     console = _Console(
         ledger, orthanc, artifacts, manifests, nudge, tuple(destinations), review_key, disks
     )
+    flow = Flow(ledger, [name for name in destinations if name != "sender"], nudge)
     return Starlette(
         routes=[
             Route("/health", _health, methods=["GET"]),
@@ -123,13 +121,15 @@ def console_app(
             Route("/jobs/{job_id}/cancel", console.cancel, methods=["POST"]),
             Route("/models", console.models, methods=["GET"]),
             Route("/storage", console.storage, methods=["GET"]),
+            Route("/flow", flow.shown, methods=["GET"]),
+            Route("/flow/{kind}/{name}/{wanted}", flow.change, methods=["POST"]),
             Route("/studies/{study_id}/process", console.process, methods=["POST"]),
         ],
-        middleware=[Middleware(_TokenRequired, token=token)],
+        middleware=[Middleware(TokenRequired, token=token)],
         exception_handlers={
-            Refused: _answer_refused,
-            NotPossible: _answer_not_possible,
-            NodeError: _answer_node_error,
+            Refused: answer_refused,
+            NotPossible: answer_not_possible,
+            NodeError: answer_node_error,
         },
     )
 
@@ -164,7 +164,6 @@ class _Console:
             {
                 "jobs": [job_shown(job, now) for job in found],
                 "counts": group_counts(counts, self.ledger.unwanted(study_id)),
-                "paused": [pause.name for pause in self.ledger.pauses()],
                 "steps": steps_shown(),
             }
         )
@@ -221,7 +220,7 @@ class _Console:
 
     async def release(self, request: Request) -> Response:
         """``POST /jobs/{id}/release``, ``{"review": digest}``: go on, blanked as it was shown."""
-        asked = await _body(request)
+        asked = await body_of(request)
         return await run_in_threadpool(self._release, self._found(request), asked)
 
     def _release(self, job: Job, asked: Mapping[str, str]) -> Response:
@@ -283,7 +282,7 @@ class _Console:
         ``already`` are the ids of jobs that were there before: a model runs once on the same
         instances.
         """
-        asked = await _body(request)
+        asked = await body_of(request)
         study_id = request.path_params["study_id"]
         jobs, already = await run_in_threadpool(self._request_jobs, study_id, asked)
         now = time.time()
@@ -338,24 +337,6 @@ class _Console:
         return job
 
 
-class _TokenRequired:
-    """Answers 401 to every call that does not bear the token, except ``/health``."""
-
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app = app
-        self._expected = f"Bearer {token}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != "/health":
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
-                refusal = _refusal(401, "The token is missing or wrong.", "Use the node's token.")
-                refusal.headers["WWW-Authenticate"] = "Bearer"
-                await refusal(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-
 def _health(_request: Request) -> Response:
     return PlainTextResponse("ok")
 
@@ -383,38 +364,3 @@ def _limit(asked: str | None) -> int:
     if not asked.isdecimal() or not 1 <= int(asked) <= MAX_JOBS:
         raise Refused(400, "The limit is no number in range.", f"Use 1 to {MAX_JOBS}.")
     return int(asked)
-
-
-async def _body(request: Request) -> Mapping[str, str]:
-    """The call's JSON object of texts."""
-    received = b""
-    async for chunk in request.stream():
-        received += chunk
-        if len(received) > _MAX_REQUEST_BYTES:
-            raise Refused(413, "The request is too long.", "Name one model and one series.")
-    try:
-        body: Any = json.loads(received)
-    except ValueError:
-        body = None
-    if not isinstance(body, dict) or not all(isinstance(value, str) for value in body.values()):
-        raise Refused(400, "The request is no JSON object of texts.", 'Send {"model": "name"}.')
-    return body
-
-
-def _refusal(status: int, message: str, remedy: str) -> JSONResponse:
-    return JSONResponse({"message": message, "remedy": remedy}, status_code=status)
-
-
-def _answer_refused(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)  # noqa: S101 - registered for this class
-    return _refusal(error.status, str(error), error.remedy)
-
-
-def _answer_not_possible(_request: Request, error: Exception) -> Response:
-    return _refusal(409, str(error), "Reload the page: the job has changed meanwhile.")
-
-
-def _answer_node_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, NodeError)  # noqa: S101 - registered for this class
-    status = 503 if isinstance(error, Unavailable) else 422
-    return _refusal(status, str(error), error.remedy)

@@ -99,10 +99,10 @@ def job_shown(job: Job, now: float) -> dict[str, Any]:
         "cause": job.cause,
         "remedy": job.remedy,
         "error": job.error,
-        "next_try_at": _iso(job.next_try_at),
+        "next_try_at": iso(job.next_try_at),
         "next_try_in_s": None if job.next_try_at is None else max(0.0, job.next_try_at - now),
-        "created_at": _iso(job.created_at),
-        "updated_at": _iso(job.updated_at),
+        "created_at": iso(job.created_at),
+        "updated_at": iso(job.updated_at),
         "age_s": max(0.0, now - job.created_at),
         "destinations": list(job.destinations),
         "deliveries": deliveries_shown(job, now),
@@ -122,7 +122,7 @@ def deliveries_shown(job: Job, now: float) -> list[dict[str, Any]]:
             "objects": len(outgoing(job, name)) if name in plan else 0,
             "taken": len(one.accepted),
             "proof": one.proof,
-            "confirmed_at": _iso(one.confirmed_at),
+            "confirmed_at": iso(one.confirmed_at),
             "cause": one.cause,
             "remedy": one.remedy,
             "next_try_in_s": None if one.over or job.state not in _OPEN
@@ -164,8 +164,8 @@ def timings_shown(attempts: Sequence[Attempt], now: float) -> dict[str, Any]:
         {
             "step": str(one.step),
             "attempt": one.attempt,
-            "started_at": _iso(one.started_at),
-            "ended_at": _iso(one.ended_at),
+            "started_at": iso(one.started_at),
+            "ended_at": iso(one.ended_at),
             "seconds": round(_seconds(one, now), 3),
             "outcome": one.outcome,
         }
@@ -187,7 +187,7 @@ def _seconds(attempt: Attempt, now: float) -> float:
     return max(0.0, (now if attempt.ended_at is None else attempt.ended_at) - attempt.started_at)
 
 
-def _iso(at: float | None) -> str | None:
+def iso(at: float | None) -> str | None:
     """ISO 8601 in UTC with milliseconds."""
     if at is None:
         return None

@@ -30,6 +30,12 @@ STEPS: tuple[Step, ...] = (
 
 BY_NAME: Mapping[StepName, Step] = {step.name: step for step in STEPS}
 
+#: Queue → its steps, in the order of the pipeline.
+QUEUES: Mapping[str, tuple[Step, ...]] = {
+    queue: tuple(step for step in STEPS if step.queue == queue)
+    for queue in dict.fromkeys(step.queue for step in STEPS)
+}
+
 
 def with_deadlines(deadlines_s: Mapping[str, float]) -> Mapping[StepName, Step]:
     """The steps by name, some with a deadline that the settings give them."""

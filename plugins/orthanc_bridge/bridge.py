@@ -53,6 +53,8 @@ ALLOWED = tuple(
         ("POST", r"/jobs/[0-9a-f]{32}/(retry|cancel|release)"),
         ("GET", r"/models"),
         ("GET", r"/storage"),
+        ("GET", r"/flow"),
+        ("POST", r"/flow/(queue|destination)/[A-Za-z0-9_-]{1,64}/(pause|resume)"),
         ("POST", r"/studies/[0-9a-f]{8}(-[0-9a-f]{8}){4}/process"),
     )
 )

@@ -192,10 +192,24 @@ def test_our_own_page_may_retry_and_cancel(
         assert node.reread(job).state is state
 
 
+def test_our_own_page_may_pause_a_queue(orthanc: OrthancServer, node: ConsoleNode) -> None:
+    """And let it go again; another site's page changes nothing."""
+    url = "/segnode/api/flow/queue/gpu/"
+    assert orthanc.post(url + "pause", json={}).status_code == 403
+    assert node.ledger.pauses() == []
+    assert orthanc.post(url + "pause", headers=OURS, json={}).status_code == 200
+    assert [pause.name for pause in node.ledger.pauses()] == ["queue:gpu"]
+    told = orthanc.post(url + "resume", headers=OURS, json={}).json()
+    assert told == orthanc.get("/segnode/api/flow").json()
+    assert node.ledger.pauses() == []
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
         ("POST", "/nudge"),
+        ("POST", "/flow/rule/io/pause"),
+        ("POST", "/flow/queue/io/drop"),
         ("GET", "/health"),
         ("POST", "/jobs"),
         ("DELETE", "/jobs/{id}"),

@@ -166,6 +166,46 @@ def test_what_is_not_possible_is_refused_with_words(node: ConsoleNode) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "name", "shown"), [("queue", "io", "queues"), ("destination", "pacs", "destinations")]
+)
+def test_a_queue_or_destination_is_paused_and_resumed(
+    node: ConsoleNode, kind: str, name: str, shown: str
+) -> None:
+    """The ledger stops giving its work away, and the page tells since when."""
+
+    def since(answer: httpx.Response) -> str | None:
+        assert answer.status_code == 200
+        return next(one["paused_since"] for one in answer.json()[shown] if one["name"] == name)
+
+    assert since(node.call("GET", "/flow")) is None
+    assert since(node.call("POST", f"/flow/{kind}/{name}/pause")) is not None
+    assert [pause.name for pause in node.ledger.pauses()] == [f"{kind}:{name}"]
+    assert since(node.call("GET", "/flow")) is not None
+    assert since(node.call("POST", f"/flow/{kind}/{name}/resume")) is None
+    assert (node.ledger.pauses(), node.nudges) == ([], 1)
+
+
+def test_the_flow_counts_what_waits_and_what_runs(node: ConsoleNode) -> None:
+    """A job at infer that runs is of queue gpu; the sender is no destination to be paused."""
+    node.job(step=StepName.INFER)
+    flow = node.call("GET", "/flow").json()
+    counted = {one["name"]: (one["waiting"], one["running"]) for one in flow["queues"]}
+    assert counted == {"io": (0, 0), "cpu": (0, 0), "gpu": (0, 1), "pacs": (0, 0)}
+    assert [one["name"] for one in flow["destinations"]] == ["pacs"]
+
+
+@pytest.mark.parametrize(
+    "path", ["queue/disk/pause", "destination/sender/pause", "rule/io/pause", "queue/io/drop"]
+)
+def test_what_cannot_be_paused_is_refused(node: ConsoleNode, path: str) -> None:
+    """With words that say where to look, and nothing stands still."""
+    answer = node.call("POST", f"/flow/{path}")
+    assert (answer.status_code, node.ledger.pauses()) == (404, [])
+    assert answer.json()["message"]
+    assert answer.json()["remedy"]
+
+
+@pytest.mark.parametrize(
     ("method", "path"),
     [
         ("GET", ""),

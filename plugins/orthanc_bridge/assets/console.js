@@ -8,6 +8,7 @@ import {
 } from "./job.js";
 import { review } from "./review.js";
 import { showDisks } from "./disks.js";
+import { showFlow } from "./flow.js";
 
 const POLL_MS = 2000;
 const body = document.querySelector("#jobs > tbody");
@@ -173,9 +174,7 @@ async function refresh() {
       latest = await ask(group === "all" ? "jobs" : `jobs?state=${group}`);
       draw();
       complain(null);
-      const paused = latest.paused.length ? ` · paused by a person: ${latest.paused.join(", ")}` : "";
-      document.querySelector("#fresh").textContent =
-        `as of ${new Date().toLocaleTimeString()}${paused}`;
+      document.querySelector("#fresh").textContent = `as of ${new Date().toLocaleTimeString()}`;
     } catch (error) {
       complain(error);
     }
@@ -209,3 +208,4 @@ document.addEventListener("visibilitychange", () => document.hidden || refresh()
 follow();
 refresh().then(follow);
 showDisks();
+showFlow((error) => showProblem(document.querySelector("#refusal"), error));

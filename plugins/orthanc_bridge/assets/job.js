@@ -93,6 +93,9 @@ export function reason(job) {
     lines.push(el("p", { className: "segnode-soft" },
       `Told why: ${job.facts.explained.join(", ")}.`));
   }
+  for (const remark of [...(job.facts.left_out ?? []), ...(job.facts.remarks ?? [])]) {
+    lines.push(el("p", { className: "segnode-soft" }, remark));
+  }
   lines.push(deliveries(job));
   return lines.filter(Boolean);
 }
