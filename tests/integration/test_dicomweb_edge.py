@@ -27,7 +27,8 @@ from pydicom import dcmread
 from pydicom.uid import RLELossless
 
 from node.edges.dicomweb import DicomWebDestination, DicomWebPacs
-from node.errors import DeliveryRefused, NodeError, PacsUnavailable
+from node.edges.source import DicomWebSource
+from node.errors import DamagedInstance, DeliveryRefused, NodeError, PacsUnavailable
 from node.ports import Answer
 from tests.orthanc_server import OrthancServer, free_port
 
@@ -294,6 +295,50 @@ def test_nothing_found_is_an_empty_set(code: int, body: bytes) -> None:
     """Services differ in how they say that nothing matches."""
     with answering(code, body) as (_, pacs):
         assert pacs.find_instances(STUDY, SERIES) == set()
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ((STUDY, SERIES, "2.25.7001"), None),
+        ((STUDY, SERIES, "2.25.7002"), "another instance"),
+        ((STUDY, "2.25.404", "2.25.7001"), "another instance"),
+        (("2.25.404", SERIES, "2.25.7001"), "another instance"),
+    ],
+)
+def test_only_the_instance_that_was_asked_for_is_kept(
+    asked: tuple[str, str, str], error: str | None
+) -> None:
+    """What a service answers to WADO-RS is stored as a part of the series, so it must be one."""
+    part = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + ct_instance(1) + b"\r\n--b--\r\n"
+    kept: list[bytes] = []
+    with answering(200, part) as (_, pacs):
+        source = DicomWebSource("web", pacs, kept.append)
+        if error is None:
+            assert source.send(asked[0], asked[1], asked[2:]) == 1
+        else:
+            with pytest.raises(DeliveryRefused, match=error) as caught:
+                source.send(asked[0], asked[1], asked[2:])
+            assert_says_no_identifier(caught.value)
+    assert kept == ([] if error else [ct_instance(1)])
+
+
+def test_an_answer_that_is_no_instance_is_not_kept() -> None:
+    """A part that cannot be read as DICOM is named as damaged."""
+    kept: list[bytes] = []
+    part = b"--b\r\nContent-Type: application/dicom\r\n\r\nPSEUDO^ONE\r\n--b--\r\n"
+    with answering(200, part) as (_, pacs), pytest.raises(DamagedInstance) as caught:
+        DicomWebSource("web", pacs, kept.append).send(STUDY, SERIES, ["2.25.7001"])
+    assert_says_no_identifier(caught.value)
+    assert not kept
+
+
+@pytest.mark.parametrize("named", ["../../../../system", "2.25.7001?x=", "2.25.7001/frames/1", ""])
+def test_what_is_no_uid_enters_no_url(named: str) -> None:
+    """A service cannot choose which of its other addresses the node asks, with its login."""
+    with answering(200) as (service, pacs), pytest.raises(DeliveryRefused, match="no UID"):
+        DicomWebSource("web", pacs, lambda _: None).send(STUDY, SERIES, [named])
+    assert not service.requests
 
 
 def test_page_that_is_not_dicom_is_refused() -> None:
