@@ -30,6 +30,8 @@ from node.edges.dicomweb import DicomWebDestination, DicomWebPacs
 from node.edges.source import DicomWebSource
 from node.errors import DamagedInstance, DeliveryRefused, NodeError, PacsUnavailable
 from node.ports import Answer
+from node.settings import DicomWebPeer, Settings
+from node.wiring import Hospital
 from tests.orthanc_server import OrthancServer, free_port
 
 
@@ -64,6 +66,8 @@ class Service(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.code, self.body = code, body
         self.limit = 2**30
+        self.awake = threading.Event()
+        self.awake.set()
         self.headers: dict[str, str] = {}
         self.pages: list[str] = []
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
@@ -75,6 +79,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.requests.append((self.path, dict(self.headers), content))
+        self.server.awake.wait(20)
         body = self.server.pages.pop(0).encode() if self.server.pages else self.server.body
         self.send_response(self.server.code if len(content) <= self.server.limit else 413)
         for name, value in self.server.headers.items():
@@ -187,6 +192,21 @@ def test_request_is_multipart_related_with_one_part_for_each_instance(tmp_path: 
     assert [part.get_content_type() for part in parts] == ["application/dicom"] * 2
     for instance in sent:
         assert b"\r\n\r\n" + instance + b"\r\n--" in body
+
+
+def test_token_and_patience_are_those_of_the_settings(tmp_path: Path) -> None:
+    """A site logs in by a bearer token, and says how long its service may think."""
+    token = tmp_path / "token"
+    token.write_text("a-token\n")
+    with answering(200, b"[]") as (service, _):
+        url = f"http://127.0.0.1:{service.server_address[1]}/rs"
+        peer = DicomWebPeer(name="web", url=url, token_file=token, answer_timeout_s=0.1)
+        service.awake.clear()
+        with pytest.raises(PacsUnavailable, match="ReadTimeout"):
+            Hospital(Settings(dicomweb_peers=(peer,))).dicomweb(peer).echo()
+        service.awake.set()
+    ((_, headers, _),) = service.requests
+    assert headers["Authorization"] == "Bearer a-token"
 
 
 def test_each_instance_gets_its_own_reason() -> None:
