@@ -10,11 +10,11 @@ from sqlalchemy.engine import Connection
 
 from node.edges.ledger_lookups import Lookups
 from node.edges.ledger_moves import held_by
-from node.edges.ledger_tables import ARRIVALS, JOBS, PAUSES, job_of
+from node.edges.ledger_tables import ARRIVALS, ATTEMPTS, JOBS, PAUSES, job_of
 from node.jobs import Event, Job, State, Step, StepName
 
-#: A try that took too long will most likely do so again; a worker that died may have had bad luck.
-_MAX_OVERRUNS = 2
+#: How a try ended that was taken for hung.
+_HUNG = "deadline passed"
 QUEUE = "queue:"
 
 
@@ -120,22 +120,32 @@ class Sweeps(Lookups):
                     )  # fmt: skip
                 # A message that was lost in the compute queue is nobody's crash.
                 return moves.happen(job, Event.LEASE_RAN_OUT, outcome="message lost")
-            crashes = job.crashes + 1
+            crashes, hangs = job.crashes + 1, _hangs(moves.tx, job) + overran
             what = f"took longer than {step.deadline_s:.0f} s" if overran else "died"
+            times = hangs if overran else crashes - hangs
             told: dict[str, Any] = {
                 "crashes": crashes,
-                "cause": f"The worker of step {step.name} {what} ({crashes} times)",
+                "cause": f"The worker of step {step.name} {what} ({times} times)",
                 "remedy": "Look at the worker's log and memory, then retry the job.",
                 "error": "DeadlinePassed" if overran else "LeaseRanOut",
             }
-            used_up = crashes >= (_MAX_OVERRUNS if overran else step.max_crashes)
+            used_up = crashes >= step.max_crashes or hangs >= step.max_hangs
             event = Event.ATTEMPTS_USED_UP if used_up else Event.LEASE_RAN_OUT
-            outcome = "deadline passed" if overran else "lease ran out"
+            outcome = _HUNG if overran else "lease ran out"
             return moves.happen(job, event, outcome=outcome, **told)
 
     def _paused_queues(self, tx: Connection) -> frozenset[str]:
         names = tx.scalars(sa.select(PAUSES.c.name).where(PAUSES.c.name.startswith(QUEUE)))
         return frozenset(name.removeprefix(QUEUE) for name in names)
+
+
+def _hangs(tx: Connection, job: Job) -> int:
+    """How many of the tries that ``crashes`` counts were taken for hung."""
+    hung = sa.select(sa.func.count()).where(
+        ATTEMPTS.c.job_id == job.id, ATTEMPTS.c.step == job.step,
+        ATTEMPTS.c.started_at >= job.step_since, ATTEMPTS.c.outcome == _HUNG,
+    )  # fmt: skip
+    return int(tx.scalar(hung) or 0)
 
 
 def claimable(now: float) -> sa.ColumnElement[bool]:
