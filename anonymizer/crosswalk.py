@@ -116,11 +116,6 @@ class Crosswalk:
         """The name of the study outside, under which the vault keeps it."""
         return self.uids.get(self.study_instance_uid, self.study_instance_uid)
 
-    @property
-    def pseudonymous_series_instance_uid(self) -> str:
-        """The name of the series outside."""
-        return self.uids.get(self.series_instance_uid, self.series_instance_uid)
-
     @cached_property
     def originals(self) -> Mapping[str, str]:
         """Pseudonymous UID to original UID."""

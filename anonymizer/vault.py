@@ -259,10 +259,6 @@ class Vault:
                     count += 1
         return count
 
-    def check_key(self, study: str) -> None:
-        """Return if the data key of a study opens; raise as :meth:`open` does if not."""
-        self._data_key(study)
-
     def _refuse_destroyed(self, study: str) -> None:
         when = self.destroyed(study)
         if when is not None:

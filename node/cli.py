@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from node import cli_flow, cli_models, log
 from node.errors import NodeError
@@ -201,7 +202,7 @@ def keys_rotate() -> None:
         + (", which is new: back it up." if done.made else ".")
     )
     for problem in done.problems:
-        _err.print(f"[red]✗[/] {problem}", highlight=False)
+        _err.print("[red]✗[/]", Text(problem), highlight=False)
     if done.problems:
         raise typer.Exit(1)
 
@@ -296,6 +297,17 @@ app.command()(cli_models.evaluate)
 def run(role: Literal["watch", "console", "worker", "delivery", "compute"]) -> None:
     """One process of the node, in the foreground: what the supervisor or a container starts."""
     log.configure(role)
+    try:
+        _run(role)
+    except NodeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - its text goes to no log, whatever it is
+        log.get().error("the process has failed", error=type(error).__name__,
+                        place=log.place_of(error))  # fmt: skip
+        sys.exit(1)
+
+
+def _run(role: str) -> None:
     from node import programs
     from node.wiring import Hospital
 
@@ -320,8 +332,8 @@ def main() -> None:
 
 
 def _fail(cause: str, remedy: str) -> None:
-    _err.print(f"[red]✗[/] {cause}", highlight=False)
-    _err.print(f"  [bold]→[/] {remedy}", highlight=False)
+    _err.print("[red]✗[/]", Text(cause), highlight=False)
+    _err.print("  [bold]→[/]", Text(remedy), highlight=False)
     sys.exit(1)
 
 

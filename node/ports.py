@@ -177,13 +177,6 @@ class Source(Protocol):
         """
 
 
-class Pauses(Protocol):
-    """What a person has stopped for a while."""
-
-    def paused(self) -> frozenset[str]:
-        """Names of the destinations to which nothing is sent now."""
-
-
 @dataclass(frozen=True)
 class CommitmentReport:
     """What is known of one storage commitment transaction (PS3.4 Annex J)."""

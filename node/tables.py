@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydicom.uid import UID
 from rich import box
 from rich.console import Group, RenderableType
+from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
@@ -39,6 +40,19 @@ _COLOURS: Mapping[State, str] = {
     State.CANCELED: "dim",
     State.SUPERSEDED: "dim",
 }
+_GOOD, _WRONG = Text("✓", "green"), Text("✗", "red")
+
+
+class PlainTable(Table):
+    """A table that shows text as it is: a stored cause may hold what rich takes for markup."""
+
+    def add_row(
+        self, *cells: RenderableType | None, style: StyleType | None = None,
+        end_section: bool = False,
+    ) -> None:  # fmt: skip
+        """Add one row; what is coloured comes as ``Text``."""
+        plain = (Text(cell) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*plain, style=style, end_section=end_section)
 
 
 @dataclass(frozen=True)
@@ -74,22 +88,22 @@ class Written:
 
 def processes(infos: Sequence[ProcessInfo]) -> Table:
     """The node's processes."""
-    table = Table(box=box.SIMPLE, title="Processes", title_justify="left")
+    table = PlainTable(box=box.SIMPLE, title="Processes", title_justify="left")
     for column in ("process", "state", "pid", "since"):
         table.add_column(column)
     for info in infos:
         colour = "green" if info.state == "RUNNING" else "red"
-        table.add_row(info.name, f"[{colour}]{info.state.lower()}[/]", str(info.pid or ""),
+        table.add_row(info.name, Text(info.state.lower(), colour), str(info.pid or ""),
                       _span(info.since_s) if info.pid else info.description)  # fmt: skip
     return table
 
 
 def job_counts(counts: Mapping[State, int]) -> Table:
     """How many jobs are in which state."""
-    table = Table(box=box.SIMPLE, title="Jobs", title_justify="left", show_header=False)
+    table = PlainTable(box=box.SIMPLE, title="Jobs", title_justify="left", show_header=False)
     for state in State:
         if state in counts:
-            table.add_row(f"[{_COLOURS[state]}]{state}[/]", str(counts[state]))
+            table.add_row(Text(state, _COLOURS[state]), str(counts[state]))
     if not counts:
         table.add_row("none yet", "")
     return table
@@ -97,7 +111,7 @@ def job_counts(counts: Mapping[State, int]) -> Table:
 
 def jobs(found: Sequence[Job]) -> Table:
     """The newest jobs with their state and what a person should know of it."""
-    table = Table(box=box.SIMPLE)
+    table = PlainTable(box=box.SIMPLE)
     for column in (
         "job",
         "arrived",
@@ -131,13 +145,13 @@ class QueueRow:
 def queues(rows: Sequence[QueueRow], pauses: Sequence[Pause]) -> RenderableType:
     """What each queue has to do, and what a person has paused."""
     paused = {pause.name: pause for pause in pauses}
-    table = Table(box=box.SIMPLE)
+    table = PlainTable(box=box.SIMPLE)
     for column in ("queue", "steps", "waiting", "running", ""):
         table.add_column(column, overflow="fold")
     for row in rows:
         stands = paused.pop(f"queue:{row.name}", None)
         table.add_row(row.name, ", ".join(row.steps), str(row.waiting), str(row.running),
-                      _paused(stands) if stands else "[green]goes[/]")  # fmt: skip
+                      _paused(stands) if stands else Text("goes", "green"))  # fmt: skip
     for name, stands in paused.items():
         table.add_row(name.removeprefix("destination:"), "a destination", "", "", _paused(stands))
     return table
@@ -145,7 +159,7 @@ def queues(rows: Sequence[QueueRow], pauses: Sequence[Pause]) -> RenderableType:
 
 def journal(entries: Sequence[Entry]) -> Table:
     """What happened to a study, the oldest first."""
-    table = Table(box=box.SIMPLE)
+    table = PlainTable(box=box.SIMPLE)
     for column in ("", "when", "job", "step", "event", "state", "who", "why"):
         table.add_column(column, overflow="fold")
     for one in entries:
@@ -154,8 +168,8 @@ def journal(entries: Sequence[Entry]) -> Table:
         state = State(told["state"])
         table.add_row(
             str(one.number), f"{when:%m-%d %H:%M:%S}", told["job"][:8], told["step"],
-            told["event"], f"[{_COLOURS[state]}]{state}[/]", told["who"],
-            Text(told.get("cause", "") or _made(told)),
+            told["event"], Text(state, _COLOURS[state]), told["who"],
+            told.get("cause", "") or _made(told),
         )  # fmt: skip
     return table
 
@@ -165,13 +179,14 @@ def _made(told: Mapping[str, Any]) -> str:
     return f"{model}, {len(results)} results" if results else model
 
 
-def _paused(pause: Pause) -> str:
-    return f"[yellow]paused[/] {_span(time.time() - pause.since)} ago by {pause.who}"
+def _paused(pause: Pause) -> Text:
+    ago = _span(time.time() - pause.since)
+    return Text.assemble(("paused", "yellow"), f" {ago} ago by {pause.who}")
 
 
 def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
     """One job and every try of every step."""
-    facts = Table(box=None, show_header=False)
+    facts = PlainTable(box=None, show_header=False)
     facts.add_row("job", one.id)
     facts.add_row("state", _state(one))
     for name, value in (
@@ -194,7 +209,7 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
         facts.add_row("remark", remark)
     if told := one.facts.get("explained"):
         facts.add_row("told why", ", ".join(told))
-    tries = Table(box=box.SIMPLE)
+    tries = PlainTable(box=box.SIMPLE)
     for column in ("step", "try", "outcome", "seconds"):
         tries.add_column(column)
     # A report that is awaited for days is looked for hundreds of times: that is one line.
@@ -209,7 +224,7 @@ def job(one: Job, attempts: Sequence[Attempt]) -> RenderableType:
 def deliveries(one: Job) -> list[Table]:
     """How far each destination of a job is; nothing before there is something to deliver."""
     found = deliveries_shown(one, time.time())
-    table = Table(box=box.SIMPLE)
+    table = PlainTable(box=box.SIMPLE)
     for column in ("destination", "results", "taken", "state", "why, and what to do"):
         table.add_column(column, overflow="fold")
     for line in found:
@@ -217,7 +232,7 @@ def deliveries(one: Job) -> list[Table]:
         table.add_row(
             line["destination"], ", ".join(line["results"]),
             f"{line['taken']} of {line['objects']}",
-            f"[{colour}]{line['state']}{', given up' if line['given_up'] else ''}[/]",
+            Text(f"{line['state']}{', given up' if line['given_up'] else ''}", colour),
             _of_delivery(line),
         )  # fmt: skip
     return [table] if found else []
@@ -240,14 +255,14 @@ def models(found: Mapping[str, ModelManifest]) -> RenderableType:
     """The models, what they take and give."""
     if not found:
         return Text("No model is installed; see models/README.md.")
-    table = Table(box=box.SIMPLE)
+    table = PlainTable(box=box.SIMPLE)
     for column in ("model", "version", "takes", "segments", "licence", "measured"):
         table.add_column(column, overflow="fold")
     for name, manifest in found.items():
         if isinstance(manifest, CommandManifest):
             name += f"\nruns {manifest.command.run[0]}"
         table.add_row(
-            Text(name), manifest.version, manifest.input.wanted,
+            name, manifest.version, manifest.input.wanted,
             "\n".join(f"{s.number} {s.label}" for s in manifest.segments), manifest.licence,
             "\n".join(f"{key} {value}" for key, value in manifest.metrics.items()),
         )  # fmt: skip
@@ -258,7 +273,7 @@ def key_uses(found: Sequence[KeyUse]) -> RenderableType:
     """The vault's keys, and how many data keys each one seals."""
     if not found:
         return Text("There is no key yet; `segnode up` makes the first ones.")
-    table = Table(box=box.SIMPLE)
+    table = PlainTable(box=box.SIMPLE)
     for column in ("key", "from", "data keys", ""):
         table.add_column(column, overflow="fold")
     for use in found:
@@ -274,40 +289,40 @@ def key_uses(found: Sequence[KeyUse]) -> RenderableType:
 
 def findings(found: Sequence[Finding]) -> Table:
     """What the doctor found."""
-    signs = {"good": "[green]✓[/]", "note": "[yellow]![/]", "wrong": "[red]✗[/]"}
-    table = Table(box=box.SIMPLE, show_header=False)
+    signs = {"good": _GOOD, "note": Text("!", "yellow"), "wrong": _WRONG}
+    table = PlainTable(box=box.SIMPLE, show_header=False)
     for finding in found:
         text = finding.found + (f"\n→ {finding.remedy}" if finding.remedy else "")
-        table.add_row(signs[finding.level], finding.subject, Text(text))
+        table.add_row(signs[finding.level], finding.subject, text)
     return table
 
 
 def kinds_taken(found: Mapping[ResultKind, Mapping[str, bool]]) -> Table:
     """Which kinds of result a destination takes, in which transfer syntax."""
-    table = Table(box=box.SIMPLE)
+    table = PlainTable(box=box.SIMPLE)
     for column in ("result", "SOP class", *next(iter(found.values()))):
         table.add_column(column, overflow="fold")
     for kind, syntaxes in found.items():
-        signs = ["[green]✓[/]" if accepted else "[dim]-[/]" for accepted in syntaxes.values()]
+        signs = [_GOOD if accepted else Text("-", "dim") for accepted in syntaxes.values()]
         table.add_row(str(kind), UID(kind.sop_class_uid).name.removesuffix(" Storage"), *signs)
     return table
 
 
 def written(found: Sequence[Written]) -> Table:
     """What became of each series of a folder."""
-    table = Table(box=box.SIMPLE)
+    table = PlainTable(box=box.SIMPLE)
     for column in ("", "series", "outcome", "files"):
         table.add_column(column, overflow="fold")
     for one in found:
-        sign = "[green]✓[/]" if one.ok else "[red]✗[/]"
-        table.add_row(sign, one.series, Text(one.outcome), "\n".join(map(str, one.files)))
+        sign = _GOOD if one.ok else _WRONG
+        table.add_row(sign, one.series, one.outcome, "\n".join(map(str, one.files)))
     return table
 
 
-def _state(job: Job) -> str:
+def _state(job: Job) -> Text:
     colour = _COLOURS[job.state]
     share = f" {job.progress:.0%}" if job.state is State.RUNNING and job.progress else ""
-    return f"[{colour}]{job.state}{share}[/]"
+    return Text(f"{job.state}{share}", colour)
 
 
 def _reason(job: Job) -> Text:

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import TracebackType
 from typing import Any
 
 import httpx
@@ -57,12 +56,11 @@ class Change:
     """One line of the changes feed.
 
     ``kind`` is Orthanc's ChangeType (``NewInstance``, ``NewSeries``, ``StableSeries``, ...),
-    ``level`` its ResourceType (``Study``, ``Series``, ``Instance``), ``resource_id`` a hash.
+    ``resource_id`` a hash.
     """
 
     sequence_number: int
     kind: str
-    level: str
     resource_id: str
 
 
@@ -79,7 +77,7 @@ class ChangesPage:
 
 
 class Orthanc:
-    """One Orthanc by its address, user and password; thread-safe; a context manager.
+    """One Orthanc by its address, user and password; thread-safe; to be closed.
 
     Implements the ports ``Instances`` and ``StorageCommitment``. Every method raises
     :class:`~node.errors.OrthancUnavailable` when Orthanc does not answer or fails inside, and
@@ -100,17 +98,6 @@ class Orthanc:
             trust_env=False,  # no proxy, no .netrc: Orthanc is on loopback or a private network
         )
 
-    def __enter__(self) -> Orthanc:
-        return self
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
@@ -128,8 +115,7 @@ class Orthanc:
         """
         page = self._get("/changes", params={"since": since, "limit": limit}).json()
         changes = tuple(
-            Change(line["Seq"], line["ChangeType"], line["ResourceType"], line["ID"])
-            for line in page["Changes"]
+            Change(line["Seq"], line["ChangeType"], line["ID"]) for line in page["Changes"]
         )
         return ChangesPage(changes, last=page["Last"], done=page["Done"])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from node.settings import BadSettings
 
 
-def read_or_create(path: Path, *, bytes_of_entropy: int = 32) -> str:
+def read_or_create(path: Path) -> str:
     """The secret in ``path``, as text; a new random one (hexadecimal) when there is no file.
 
     Raises
@@ -24,7 +24,7 @@ def read_or_create(path: Path, *, bytes_of_entropy: int = 32) -> str:
     except FileExistsError:
         return read(path)
     with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(bytes_of_entropy) + "\n")
+        file.write(secrets.token_hex(32) + "\n")
         file.flush()
         os.fsync(file.fileno())
     return read(path)

@@ -7,6 +7,7 @@ name and digest of a model; how it went comes back as news (``node.edges.compute
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -24,10 +25,27 @@ from node.jobs import HandedOver, Job, State, StepName
 from node.pipeline import BY_NAME
 from node.pipeline.run import StepFunction, Terms, Wake, record_failure, run_next
 from node.pipeline.working_data import INSTANCES, LABEL_MAP, is_digest
+from node.words import fit_to_show
 
 #: After its deadline a step loses its lease, and its process ends itself. Where not even that goes
 #: (a library that never lets go of the interpreter), Celery kills it after so much longer.
 _KILL_AFTER_S = 30.0
+#: Characters of a cause or a remedy: the last words of a program, and a sentence around them.
+_MOST_WORDS = 800
+#: What ``infer`` raises. Every other class is decided upon by the hospital alone.
+_OF_INFER = (
+    errors.DamagedArtifact,
+    errors.DamagedInstance,
+    errors.EmptyResult,
+    errors.GeometryError,
+    errors.ModelFault,
+    errors.OutOfSpace,
+    errors.ProgramFailed,
+    errors.ProgramInterrupted,
+    errors.Unavailable,
+    errors.UnsuitableInput,
+    errors.UnsupportedTransferSyntax,
+)
 
 
 def wake_queue(app: Celery, terms: Terms, queue: str) -> None:
@@ -107,7 +125,7 @@ def compute_news(
         if kind == ALIVE and ours:
             if job.progress == 0:
                 ledger.started(job, step.deadline_s)
-            ledger.extend(job, terms.lease_s, max(float(news["progress"]), 0.001))
+            ledger.extend(job, terms.lease_s, _share(float(news["progress"])))
         elif kind == DONE:
             # Any attempt's result will do: its digest leads to what was made of the job's
             # instances, or nowhere. Everything else that is known of the job is the hospital's
@@ -118,13 +136,27 @@ def compute_news(
                 wake(following)
             more_for_compute()
         elif kind == FAILED and ours:
-            error = _error_named(str(news["error"]))
-            record_failure(ledger, job, error(str(news["cause"]), remedy=str(news["remedy"])))
+            record_failure(ledger, job, _failure(news))
             more_for_compute()
 
     return heard
 
 
-def _error_named(kind: str) -> type[NodeError]:
-    found = getattr(errors, kind, NodeError)
-    return found if isinstance(found, type) and issubclass(found, NodeError) else NodeError
+def _share(progress: float) -> float:
+    """The share done, above 0: that would say that no worker has begun."""
+    return min(max(progress, 0.001), 1.0) if math.isfinite(progress) else 0.001
+
+
+def _failure(news: Mapping[str, Any]) -> NodeError:
+    """What the compute zone says why there is no label map: models of others may speak through it.
+
+    Its class decides what becomes of the job, its words go to a person and a PACS.
+    """
+    known = {error.__name__: error for error in _OF_INFER}
+    kind = known.get(str(news["error"]), NodeError)
+    # Cut before, too: whoever sends books costs no time.
+    cause, remedy = (
+        fit_to_show(str(news[name])[: 4 * _MOST_WORDS])[:_MOST_WORDS]
+        for name in ("cause", "remedy")
+    )
+    return kind(cause, remedy=remedy)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import IO
 
 from node.errors import ProgramFailed
+from node.words import fit_to_show
 
 RUN_VARIABLE = "SEGNODE_RUN"
 LAST_WORDS = 600
@@ -38,10 +38,6 @@ _LOOK_S = 0.5
 _GRACE_S = 5.0
 _KEPT_BYTES = 16384
 _PROC = Path("/proc")
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_UNPRINTABLE = re.compile(r"[^\n\x20-\x7e\u00a0-\uffff]")
-_UIDS = re.compile(r"\d+(?:\.\d+){4,}")
-_LONG_NUMBERS = re.compile(r"\d{6,}")
 
 
 @dataclass(frozen=True)
@@ -118,15 +114,8 @@ def run_program(
 
 
 def shown(output: str, work: Path) -> str:
-    """The end of a program's output as it may be stored and shown.
-
-    The program has seen de-identified data only. Still no UID and no number of six or more digits
-    is passed on, for a date or an identifier would look like one.
-    """
-    text = _ESCAPES.sub("", output.replace(str(work), "").replace("\r", "\n"))
-    text = _LONG_NUMBERS.sub("#", _UIDS.sub("[uid]", _UNPRINTABLE.sub("", text)))
-    lines = [stripped for line in text.splitlines() if (stripped := line.strip())]
-    return " | ".join(lines)[-LAST_WORDS:]
+    """The end of a program's output as it may be stored and shown."""
+    return fit_to_show(output.replace(str(work), ""))[-LAST_WORDS:]
 
 
 class _Tail:

@@ -1,4 +1,4 @@
-"""The lease of the step that runs: kept by a thread beside it, and looked at by the step itself."""
+"""The lease of the step that runs: kept by a thread beside it."""
 
 from __future__ import annotations
 
@@ -7,27 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 from node import log
-from node.errors import LeaseLost
 from node.jobs import Job
 from node.ports import Leases
-
-_LOST: ContextVar[threading.Event | None] = ContextVar("lease_lost", default=None)
-
-
-def stop_if_lost() -> None:
-    """Called by a step before it does what cannot be undone, such as sending.
-
-    Raises
-    ------
-    LeaseLost
-        Its lease ran out, its deadline has passed, or a person has stopped the job.
-    """
-    lost = _LOST.get()
-    if lost is not None and lost.is_set():
-        raise LeaseLost("Another worker has this step by now, or nobody")
 
 
 @contextmanager
@@ -43,29 +26,27 @@ def kept_alive(
     A step that runs for ``give_up_s`` has overstayed its deadline and does not listen: ``give_up``
     is called, which ends its process.
     """
-    done, lost = threading.Event(), threading.Event()
+    done = threading.Event()
     over_at = time.monotonic() + give_up_s
 
     def beat() -> None:
+        kept = True
         while not done.wait(lease_s / 4):
             if time.monotonic() > over_at:
                 log.get().error("step hangs", job_id=job.id, step=str(job.step))
                 give_up()
                 return
-            if lost.is_set():
+            if not kept:
                 continue
             try:
-                if not ledger.extend(job, lease_s):
-                    lost.set()
+                kept = ledger.extend(job, lease_s)
             except Exception as error:  # noqa: BLE001 - the next beat may get through
                 log.get().warning("heartbeat failed", job_id=job.id, error=type(error).__name__)
 
     thread = threading.Thread(target=beat, name="lease", daemon=True)
-    token = _LOST.set(lost)
     thread.start()
     try:
         yield
     finally:
-        _LOST.reset(token)
         done.set()
         thread.join()

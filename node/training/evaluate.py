@@ -37,7 +37,6 @@ RESAMPLES = 2000
 PATIENTS_FOR_AN_INTERVAL = 5
 
 Interval = tuple[float, float]
-Predict = Callable[[Example], Labels]
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from node.edges.ledger import Ledger
 from node.edges.orthanc_config import DicomPeer
 from node.edges.supervisor import NotRunning, Supervisor
 from node.jobs import Job
+from node.settings import Workers
 from tests.faults.archive import Archive
 from tests.faults.wire import Wire
 from tests.orthanc_server import REPOSITORY, OrthancServer
@@ -149,6 +150,11 @@ class Site:
         self._stack.enter_context(self.node)
         self.supervisor = Supervisor(self.node.var)
         self._ledger = Ledger(f"sqlite:///{self.node.var / 'ledger.sqlite'}")
+
+    @property
+    def recovery_s(self) -> float:
+        """A step whose worker died begins again so soon: the default."""
+        return Workers().recovery_s
 
     @property
     def artifacts(self) -> Path:

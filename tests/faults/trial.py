@@ -83,7 +83,15 @@ class StudyEnd:
 
 @dataclass
 class Outcome:
-    """One trial, as it goes into the table and the JSON."""
+    """One trial, as it goes into the table and the JSON.
+
+    Attributes
+    ----------
+    delay_s
+        How much longer it took than an undisturbed trial; None where a person had to retry.
+    recovers_in_s
+        One thing was killed: the delay may be a sweep, and the step that was begun anew.
+    """
 
     seed: int
     fault: str
@@ -92,6 +100,7 @@ class Outcome:
     broken_in: str
     seconds: float
     delay_s: float | None = None
+    recovers_in_s: float | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -105,10 +114,12 @@ class Undisturbed:
     """How long it takes when nothing goes wrong, by number of studies."""
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
+    longest_step_s: float = 0.0
 
-    def add(self, studies: int, seconds: float) -> None:
+    def add(self, studies: int, seconds: float, longest_step_s: float) -> None:
         """Learn from a trial without a fault."""
         self.seconds.setdefault(studies, []).append(seconds)
+        self.longest_step_s = max(self.longest_step_s, longest_step_s)
 
     def of(self, studies: int) -> float:
         """Seconds for so many studies; the nearest number that is known."""
@@ -226,9 +237,11 @@ def run_trial(site: Site, plan: Plan, folder: Path, undisturbed: Undisturbed) ->
     if left := site.strays():
         outcome.problems.append(f"processes that nobody watches: {left}")
     if plan.fault.name == "none":
-        undisturbed.add(len(sent), outcome.seconds)
+        undisturbed.add(len(sent), outcome.seconds, _longest_step_s(site, sent))
     elif not any(end.retried for end in ends):
         outcome.delay_s = round(max(0.0, outcome.seconds - undisturbed.of(len(sent))), 2)
+        if plan.fault.single_kill:
+            outcome.recovers_in_s = round(site.recovery_s + undisturbed.longest_step_s, 2)
     shutil.rmtree(folder, ignore_errors=True)
     return outcome
 
@@ -271,6 +284,11 @@ def _finished_at(site: Site, sent: Sequence[Sent]) -> float:
         max((job.updated_at for one in sent for job in site.jobs_of(one)), default=time.time()),
         time.time(),
     )
+
+
+def _longest_step_s(site: Site, sent: Sequence[Sent]) -> float:
+    attempts = [try_ for one in sent for job in site.jobs_of(one) for try_ in site.attempts(job)]
+    return max((one.ended_at - one.started_at for one in attempts if one.ended_at), default=0.0)
 
 
 def _retry(site: Site, sent: Sequence[Sent], ends: list[StudyEnd], held: Sequence[Sent]) -> None:

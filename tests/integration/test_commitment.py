@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def orthanc(pacs: MoodyPacs, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def outbox(tmp_path: Path, pacs: MoodyPacs, orthanc: OrthancServer) -> Iterator[Outbox]:
     pacs.transactions.clear()
     pacs.sent.clear()
-    with Orthanc(orthanc.url, *orthanc.auth) as client:
+    with closing(Orthanc(orthanc.url, *orthanc.auth)) as client:
         yield Outbox(tmp_path, {"pacs": reached(pacs.port)}, captures=1, commitment=client)
 
 

@@ -6,6 +6,7 @@ import json
 import ssl
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_results_go_out_and_proof_comes_back_by_tls(
 ) -> None:
     """C-STORE by the node, N-ACTION by Orthanc, N-EVENT-REPORT by the PACS: none in plain text."""
     destination = reached(pacs.port, tls=of_the_node(files))
-    with Orthanc(orthanc.url, *orthanc.auth) as client:
+    with closing(Orthanc(orthanc.url, *orthanc.auth)) as client:
         outbox = Outbox(tmp_path, {"pacs": destination}, commitment=client)
         assert outbox.run().state is State.WAITING
         back = tls_context(DicomTls(files / "node.crt", files / "pacs.crt", files / "pacs.key"))
@@ -99,7 +100,7 @@ def test_only_what_goes_out_may_be_by_tls(files: Path, pacs: MoodyPacs, tmp_path
         OrthancServer(
             tmp_path / "o", ae_title="SEGNODE", peers=[peer], bridge=NO_BRIDGE, tls=ours
         ) as server,
-        Orthanc(server.url, *server.auth) as client,
+        closing(Orthanc(server.url, *server.auth)) as client,
     ):
         asked = client.request_commitment("pacs", [("1.2.3", "2.25.1")])
         assert pacs.transactions[-1][0] == asked

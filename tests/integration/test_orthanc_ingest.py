@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrthancServer]:
 @pytest.fixture(scope="module")
 def orthanc(server: OrthancServer) -> Iterator[Orthanc]:
     """The node's client of it."""
-    with Orthanc(server.url, *server.auth) as client:
+    with closing(Orthanc(server.url, *server.auth)) as client:
         yield client
 
 

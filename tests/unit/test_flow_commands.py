@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from node.cli import app
+from node.cli import app, main
 from node.edges.journal import entries_of, verdict_of
 from node.edges.ledger import Ledger
 from node.errors import NotPossible
+from node.jobs import Event
 from node.pipeline import STEPS
 
 
@@ -77,9 +79,28 @@ def test_the_journal_is_shown_verified_and_exported(ledger: Ledger, tmp_path: Pa
     assert "2 entries, whole" in segnode("journal", "study", "--verify").stdout
     file = tmp_path / "journal.jsonl"
     segnode("journal", "study", "--export", str(file))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
     lines = file.read_text().splitlines()
     assert verdict_of(entries_of(lines), None).entries == 2
     assert json.loads(lines[0])["entry"]["study"] == "study"
     with ledger.database.transaction() as tx:
         tx.exec_driver_sql("DELETE FROM journal WHERE number = 2")
     assert segnode("journal", "study", "--verify").exit_code == 1
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A cause may name a path or a setting in brackets: no command fails on it or swallows it."""
+    job = ledger.open_jobs("series", "study", ("a",))
+    assert job is not None
+    held = ledger.claim_next(STEPS, 30)
+    assert held is not None
+    cause, remedy = "no [/] ends [red]here", "see [[rules]]"
+    ledger.end(held, Event.FAULT, cause=cause, remedy=remedy, error="[/]")
+    for command in (["job", job.id], ["jobs"], ["journal", "study"]):
+        assert cause in segnode(*command).stdout
+    monkeypatch.setattr("sys.argv", ["segnode", "queue", "pause", "[/]"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "There is no queue '[/]'" in capfd.readouterr().err

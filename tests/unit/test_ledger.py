@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -38,7 +38,7 @@ from node.jobs import (
     unsuitable,
 )
 from node.pipeline import BY_NAME, STEPS
-from node.pipeline.lease import kept_alive, stop_if_lost
+from node.pipeline.lease import kept_alive
 from node.pipeline.run import Terms, record_failure, run_next, run_step
 
 LUNGS = Wish("chest", "v1", "ct_lungs", "digest-1", ("sender",))
@@ -101,6 +101,10 @@ def at_step(ledger: Ledger, step: StepName, series: str = "series", wish: Wish =
     return job
 
 
+def nobody(_: Job) -> None:
+    """Nobody is to be woken: the test runs the steps."""
+
+
 def _raises(error: NodeError) -> Callable[[Job], Outcome]:
     def step(_: Job) -> Outcome:
         raise error
@@ -123,6 +127,11 @@ def test_late_instances_make_a_job_that_supersedes(ledger: Ledger) -> None:
     assert found is not None
     assert found.state is State.SUPERSEDED
     assert newer.state is State.QUEUED
+    while newer.state is not State.CONFIRMED:
+        newer = ledger.finish(claimed(ledger, newer), {}) or newer
+    assert opened(ledger, "a", "b", "c").state is State.QUEUED
+    kept = ledger.job(newer.id)
+    assert kept is not None and kept.state is State.CONFIRMED
 
 
 def test_a_step_is_claimed_by_one_worker(ledger: Ledger) -> None:
@@ -163,6 +172,38 @@ def test_attempts_are_bounded_and_the_job_says_why(ledger: Ledger, clock: Clock)
     assert found.remedy
 
 
+@pytest.mark.parametrize(
+    ("ends", "error"),
+    [
+        ("dies hangs", ""),
+        ("dies hangs hangs", "DeadlinePassed"),
+        ("hangs dies dies", ""),
+        ("hangs dies dies dies", "LeaseRanOut"),
+        ("dies dies dies hangs", "DeadlinePassed"),
+        ("hangs dies retry hangs dies dies", ""),
+    ],
+)
+def test_deaths_and_hangs_are_bounded_together_and_hangs_alone(
+    ledger: Ledger, clock: Clock, ends: str, error: str
+) -> None:
+    """A death before it makes a hang no second one; a retry begins anew."""
+    job = opened(ledger)
+    for end in ends.split():
+        if end == "retry":
+            ledger.cancel(job.id)
+            ledger.retry(job.id)
+            continue
+        deadline_s = BY_NAME[job.step].deadline_s
+        claimed(ledger, job, lease_s=deadline_s if end == "hangs" else 30)
+        clock.now += deadline_s if end == "hangs" else 31
+        [job] = ledger.release_lost_leases(BY_NAME)
+    assert job.state is (State.FAILED if error else State.QUEUED)
+    if error:
+        assert job.error == error
+    times = ends.rpartition("retry")[2].split().count(end)
+    assert f"({times} times)" in job.cause
+
+
 def test_a_system_that_is_away_for_a_night_fails_no_job_and_one_that_is_gone_for_good_does(
     ledger: Ledger, clock: Clock
 ) -> None:
@@ -171,7 +212,7 @@ def test_a_system_that_is_away_for_a_night_fails_no_job_and_one_that_is_gone_for
     away = {job.step: _raises(PacsUnavailable("PACS does not answer"))}
     began = clock.now
     while clock.now < began + 3 * 86400:
-        run_step(job.id, job.step, ledger=ledger, steps=away, wake=print)
+        run_step(job.id, job.step, ledger=ledger, steps=away, wake=nobody)
         waiting = ledger.job(job.id)
         assert waiting is not None and waiting.next_try_at is not None
         assert waiting.state is State.WAITING
@@ -179,7 +220,7 @@ def test_a_system_that_is_away_for_a_night_fails_no_job_and_one_that_is_gone_for
         clock.now = waiting.next_try_at + 3600
     assert waiting.attempt > 50
     clock.now = began + BY_NAME[job.step].patience_s
-    run_step(job.id, job.step, ledger=ledger, steps=away, wake=print)
+    run_step(job.id, job.step, ledger=ledger, steps=away, wake=nobody)
     failed = ledger.job(job.id)
     assert failed is not None
     assert (failed.state, failed.cause) == (State.FAILED, "PACS does not answer")
@@ -356,42 +397,42 @@ def test_a_worker_runs_what_is_due_in_its_queue_and_wakes_the_next(ledger: Ledge
     assert not run_next("cpu", ledger=ledger, steps=steps, wake=woken.append, terms=Terms())
 
 
-def test_a_step_whose_job_a_person_stopped_does_not_go_on(ledger: Ledger) -> None:
-    """The step that asks finds its lease lost, and nothing of it is recorded."""
+def test_nothing_is_recorded_of_a_step_whose_job_a_person_stopped(ledger: Ledger) -> None:
+    """The step ends as it likes; the job stays canceled, and nobody is woken."""
     job = opened(ledger)
-    reached = []
+    woken: list[Job] = []
 
     def step(job: Job) -> Done:
         ledger.cancel(job.id)
-        for _ in range(200):
-            time.sleep(0.02)
-            stop_if_lost()
-        reached.append("the end")
         return Done({"sent": True})
 
-    run_step(job.id, job.step, ledger=ledger, steps={job.step: step}, wake=print,
-             terms=Terms(lease_s=0.2))  # fmt: skip
+    run_step(job.id, job.step, ledger=ledger, steps={job.step: step}, wake=woken.append)
     found = ledger.job(job.id)
     assert found is not None
-    assert (found.state, dict(found.facts), reached) == (State.CANCELED, {}, [])
+    assert (found.state, dict(found.facts), woken) == (State.CANCELED, {}, [])
 
 
-def test_a_heartbeat_that_fails_once_is_tried_again(ledger: Ledger, clock: Clock) -> None:
+def test_a_heartbeat_that_fails_once_is_tried_again(database_url: str, clock: Clock) -> None:
     """One moment without a database ends no lease."""
-    job = opened(ledger)
-    asked = []
+    failed, extended = threading.Event(), threading.Event()
 
-    class Flaky:
-        def extend(self, job: Job, lease_s: float) -> bool:
-            asked.append(job.id)
-            if len(asked) == 1:
-                raise sa.exc.OperationalError("select", {}, Exception("gone"))
-            return True
+    class Flaky(Ledger):
+        def extend(self, job: Job, lease_s: float, progress: float | None = None) -> bool:
+            if not failed.is_set():
+                failed.set()
+                raise sa.exc.OperationalError("update", {}, Exception("gone"))
+            kept = super().extend(job, lease_s, progress)
+            extended.set()
+            return kept
 
-    with kept_alive(Flaky(), job, 0.04):  # type: ignore[arg-type]
-        while len(asked) < 3:
-            time.sleep(0.01)
-        stop_if_lost()
+    ledger = Flaky(database_url, clock=clock)
+    job = claimed(ledger, opened(ledger), lease_s=0.04)
+    clock.now += 0.03
+    with kept_alive(ledger, job, 0.04):
+        assert extended.wait(10)
+    clock.now += 0.03
+    assert ledger.release_lost_leases(BY_NAME) == [], "it would have run out by now"
+    ledger.database.close()
 
 
 @pytest.mark.parametrize("end", [Event.REJECT, Event.FAULT, Event.CANCEL])
@@ -493,7 +534,7 @@ def test_what_a_step_itself_waits_for_may_take_days(ledger: Ledger, clock: Clock
     job = opened(ledger)
     pending = NotYet(PacsUnavailable("no report yet"), {"asked": 1}, delay_s=3600)
     for number in range(1, 30):
-        run_step(job.id, job.step, ledger=ledger, steps={job.step: lambda _: pending}, wake=print)
+        run_step(job.id, job.step, ledger=ledger, steps={job.step: lambda _: pending}, wake=nobody)
         waiting = ledger.job(job.id)
         assert waiting is not None
         assert (waiting.state, waiting.attempt) == (State.WAITING, number)
