@@ -172,6 +172,38 @@ def test_attempts_are_bounded_and_the_job_says_why(ledger: Ledger, clock: Clock)
     assert found.remedy
 
 
+@pytest.mark.parametrize(
+    ("ends", "error"),
+    [
+        ("dies hangs", ""),
+        ("dies hangs hangs", "DeadlinePassed"),
+        ("hangs dies dies", ""),
+        ("hangs dies dies dies", "LeaseRanOut"),
+        ("dies dies dies hangs", "DeadlinePassed"),
+        ("hangs dies retry hangs dies dies", ""),
+    ],
+)
+def test_deaths_and_hangs_are_bounded_together_and_hangs_alone(
+    ledger: Ledger, clock: Clock, ends: str, error: str
+) -> None:
+    """A death before it makes a hang no second one; a retry begins anew."""
+    job = opened(ledger)
+    for end in ends.split():
+        if end == "retry":
+            ledger.cancel(job.id)
+            ledger.retry(job.id)
+            continue
+        deadline_s = BY_NAME[job.step].deadline_s
+        claimed(ledger, job, lease_s=deadline_s if end == "hangs" else 30)
+        clock.now += deadline_s if end == "hangs" else 31
+        [job] = ledger.release_lost_leases(BY_NAME)
+    assert job.state is (State.FAILED if error else State.QUEUED)
+    if error:
+        assert job.error == error
+    times = ends.rpartition("retry")[2].split().count(end)
+    assert f"({times} times)" in job.cause
+
+
 def test_a_system_that_is_away_for_a_night_fails_no_job_and_one_that_is_gone_for_good_does(
     ledger: Ledger, clock: Clock
 ) -> None:
@@ -636,7 +668,9 @@ def test_an_unsuitable_series_is_explained_where_the_rule_wants_it(ledger: Ledge
     assert ended is not None and ended.state is State.REJECTED
     assert (ended.error, ended.cause, ended.remedy) == ("UnsuitableInput", "too thick", "thinner")
     assert ended.facts["explained"] == ["pacs"] and unsuitable(ended) is None
-    assert ledger.retry(job.id).step is StepName.DEIDENTIFY
+    again = ledger.retry(job.id)
+    assert again.step is StepName.DEIDENTIFY
+    assert "explained" not in again.facts, "should it end otherwise, nobody was told why"
 
 
 @pytest.mark.parametrize(
