@@ -44,7 +44,9 @@ class Step:
     """One step: the question it answers, the queue its work runs on, and when it is given up.
 
     ``deadline_s``: a try that takes longer is taken for hung; its worker is killed.
-    ``max_crashes``: so many tries may die or hang before the job fails.
+    ``max_crashes``: so many tries die or hang, and the job fails. ``max_hangs``: or so many of them
+    hang: a try that took too long will most likely do so again, a worker that died may have had bad
+    luck.
     ``patience_s``: so long may something outside be missing, however often it was asked.
     """
 
@@ -53,6 +55,7 @@ class Step:
     does: str
     deadline_s: float = 1800.0
     max_crashes: int = 4
+    max_hangs: int = 2
     patience_s: float = 7 * 86400.0
 
 

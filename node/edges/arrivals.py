@@ -122,7 +122,8 @@ class Arrivals:
 
     def pauses_s(self) -> Mapping[str, float]:
         """Sender → the pause that it has shown more than once within a series, in seconds."""
-        query = sa.select(SENDERS.c.sender, SENDERS.c.second_pause_s)
+        fresh = SENDERS.c.since > self._database.clock() - _REMEMBERED_S
+        query = sa.select(SENDERS.c.sender, SENDERS.c.second_pause_s).where(fresh)
         with self._database.transaction() as tx:
             return {row.sender: row.second_pause_s for row in tx.execute(query)}
 

@@ -78,8 +78,9 @@ class Ledger(Sweeps, People):
             return moves.insert(job)
 
     def _of_series(self, moves: Moves, series_id: str) -> list[Job]:
-        query = sa.select(JOBS).where(JOBS.c.series_id == series_id).order_by(JOBS.c.created_at)
-        return [job_of(row._mapping) for row in moves.tx.execute(query)]
+        query = sa.select(JOBS).where(JOBS.c.series_id == series_id)
+        found = moves.tx.execute(query.order_by(JOBS.c.created_at, JOBS.c.id).with_for_update())
+        return [job_of(row._mapping) for row in found]
 
     def _supersede(self, moves: Moves, known: Sequence[Job], newer: Job) -> list[Job]:
         """End the jobs that know fewer instances; the jobs by hand that have to follow them."""
@@ -133,11 +134,12 @@ class Ledger(Sweeps, People):
 
     def _take(self, job: Job, lease_s: float, deadline_s: float) -> Job | None:
         with self.moves(job.study_id) as moves:
-            due = sa.select(JOBS.c.id).where(JOBS.c.id == job.id, claimable(moves.now))
-            if moves.tx.scalar(due) is None:
+            due = sa.and_(JOBS.c.id == job.id, JOBS.c.step == job.step, claimable(moves.now))
+            found = moves.found(due)
+            if found is None:
                 return None
             return moves.happen(
-                job, Event.CLAIM, attempt=job.attempt + 1, lease=job.lease + 1,
+                found, Event.CLAIM, attempt=found.attempt + 1, lease=found.lease + 1,
                 lease_until=moves.now + lease_s, deadline_at=moves.now + deadline_s,
                 next_try_at=None, progress=0.0,
             )  # fmt: skip

@@ -145,7 +145,8 @@ def _hurry(tx: Connection, destination: str, now: float) -> None:
     waiting = sa.select(JOBS.c.id, JOBS.c.facts).where(
         JOBS.c.state == State.WAITING, JOBS.c.step.in_([StepName.DELIVER, StepName.CONFIRM])
     )
-    for row in tx.execute(waiting.with_for_update()).all():
+    in_turn = waiting.order_by(JOBS.c.created_at, JOBS.c.id)
+    for row in tx.execute(in_turn.with_for_update()).all():
         delivery = dict(row.facts.get("delivery", {}))
         if destination not in delivery:
             continue

@@ -114,8 +114,15 @@ def encode(
             for kind, every in to_make(plan).items()
         ]
         results += [
-            _stored(ResultKind.REJECTION, [_note(objects, name, instances, origin)], bundle, name)
-            for name, objects in notes.items()
+            _stored(
+                ResultKind.REJECTION,
+                [_note(notes[name], name, instances, origin)],
+                bundle,
+                name,
+                number,
+            )
+            for number, name in enumerate(plan, start=1)
+            if name in notes
         ]
     artifacts.put(f"{job.id}/overlay.png", found.picture_png)
     plan = {
@@ -177,15 +184,19 @@ def _found(job: Job, instances: Sequence[Dataset], origin: Origin, artifacts: Ar
 
 
 def _stored(
-    kind: ResultKind, objects: Iterable[Dataset], bundle: BundleWriter, destination: str = ""
+    kind: ResultKind,
+    objects: Iterable[Dataset],
+    bundle: BundleWriter,
+    destination: str = "",
+    first: int = 1,
 ) -> Result:
     """Write the objects of one kind, one after the other; what to know of them later."""
     uids, series = [], ""
-    for number, made in enumerate(objects, start=1):
-        bundle.add(f"{object_name(kind, number, destination)}.dcm", _part10(made))
+    for number, made in enumerate(objects, start=first):
+        bundle.add(f"{object_name(kind, number)}.dcm", _part10(made))
         uids.append(str(made.SOPInstanceUID))
         series = str(made.SeriesInstanceUID)
-    return Result(kind, str(kind.sop_class_uid), series, tuple(uids), destination)
+    return Result(kind, str(kind.sop_class_uid), series, tuple(uids), destination, first)
 
 
 def _left_out(manifest: ModelManifest, instances: Sequence[Dataset]) -> Mapping[str, list[str]]:

@@ -43,7 +43,8 @@ Plan = Mapping[str, Mapping[ResultKind, int]]
 class Result:
     """The objects of one kind: one series. Its UIDs are made here, so they identify nobody.
 
-    ``destination``: who alone gets it; empty for what everybody can get.
+    ``destination``: who alone gets it; empty for what everybody can get. ``first``: the number of
+    the first object among those of its kind.
     """
 
     kind: ResultKind
@@ -51,6 +52,7 @@ class Result:
     series_instance_uid: str
     sop_instance_uids: tuple[str, ...]
     destination: str = ""
+    first: int = 1
 
 
 @dataclass(frozen=True)
@@ -167,13 +169,13 @@ def outgoing(job: Job, destination: str | None = None) -> list[Outgoing]:
         kind = ResultKind(result.kind)
         instances = [
             Outgoing(
-                object_name(kind, number, result.destination),
+                object_name(kind, number),
                 kind,
                 result.sop_class_uid,
                 result.series_instance_uid,
                 uid,
             )
-            for number, uid in enumerate(result.sop_instance_uids, start=1)
+            for number, uid in enumerate(result.sop_instance_uids, start=result.first)
         ]
         if destination is None:
             found += instances
@@ -183,10 +185,11 @@ def outgoing(job: Job, destination: str | None = None) -> list[Outgoing]:
     return found
 
 
-def object_name(kind: ResultKind, number: int, destination: str = "") -> str:
-    """What the file and the record of a job's object are called."""
-    if destination:
-        return f"{kind}-{destination}"
+def object_name(kind: ResultKind, number: int) -> str:
+    """What the file and the record of a job's object are called.
+
+    The compute zone can list the files, so a destination has a number there and no name.
+    """
     return f"{kind}-{number:04}" if kind is ResultKind.CAPTURE or number > 1 else str(kind)
 
 

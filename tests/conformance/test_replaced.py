@@ -98,6 +98,15 @@ def test_only_who_took_the_earlier_result_and_takes_notes_gets_one(second: Journ
     assert kinds == {"pacs": {SEG, REJECTION}, "archive": {SEG}, "viewer": {CAPTURE}}
 
 
+def test_what_the_compute_zone_can_read_names_no_destination(second: Journey) -> None:
+    """Neither the name of a file nor what is in it: who the hospital's systems are is its own."""
+    files = [path for path in (second.folder / "artifacts").rglob("*") if path.is_file()]
+    assert any(REJECTION in file.name for file in files)
+    seen = "\n".join(str(file.relative_to(second.folder)) for file in files).encode()
+    seen += b"".join(file.read_bytes() for file in files if file.suffix != ".png")
+    assert [name for name in PROFILES if name.encode() in seen] == []
+
+
 def test_the_note_comes_home_with_its_patient_and_is_valid(
     first: Journey, second: Journey, series: list[Dataset], tmp_path: Path
 ) -> None:

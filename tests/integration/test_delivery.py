@@ -199,7 +199,9 @@ def test_a_processing_failure_that_does_not_pass_is_a_refusal_after_an_hour(tmp_
         failed = outbox.run(tries=20)
         assert (failed.state, failed.error) == (State.FAILED, "NotDelivered")
         assert "0x0110" in failed.cause
-        assert 1800 < outbox.clock.now - began < 7200
+        assert pacs.sent[outbox.captures[0]] == 14
+        # 1, 2, 4 … 512 seconds, then thrice 15 minutes: 62 minutes of the clock that is moved.
+        assert outbox.clock.now - began == 1023 + 3 * 900
         assert pacs.sent[outbox.captures[1]] == 1
 
 

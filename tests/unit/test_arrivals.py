@@ -104,7 +104,9 @@ def test_a_habit_is_forgotten_after_a_month(arrivals: Arrivals, clock: Clock) ->
     """The modality was replaced; its successor pauses for less."""
     paused(arrivals, clock, "a", 40)
     paused(arrivals, clock, "b", 40)
+    assert arrivals.pauses_s() == {"CT1": 40.0}
     clock.now += 31 * 86_400
+    assert arrivals.pauses_s() == {}, "although it has not paused since"
     paused(arrivals, clock, "c", 3)
     paused(arrivals, clock, "d", 4)
     assert arrivals.pauses_s() == {"CT1": 3.0}

@@ -56,6 +56,38 @@ def test_attempts_are_bounded_and_the_job_says_why(ledger: Ledger, clock: Clock)
     assert found.remedy
 
 
+@pytest.mark.parametrize(
+    ("ends", "error"),
+    [
+        ("dies hangs", ""),
+        ("dies hangs hangs", "DeadlinePassed"),
+        ("hangs dies dies", ""),
+        ("hangs dies dies dies", "LeaseRanOut"),
+        ("dies dies dies hangs", "DeadlinePassed"),
+        ("hangs dies retry hangs dies dies", ""),
+    ],
+)
+def test_deaths_and_hangs_are_bounded_together_and_hangs_alone(
+    ledger: Ledger, clock: Clock, ends: str, error: str
+) -> None:
+    """A death before it makes a hang no second one; a retry begins anew."""
+    job = opened(ledger)
+    for end in ends.split():
+        if end == "retry":
+            ledger.cancel(job.id)
+            ledger.retry(job.id)
+            continue
+        deadline_s = BY_NAME[job.step].deadline_s
+        claimed(ledger, job, lease_s=deadline_s if end == "hangs" else 30)
+        clock.now += deadline_s if end == "hangs" else 31
+        [job] = ledger.release_lost_leases(BY_NAME)
+    assert job.state is (State.FAILED if error else State.QUEUED)
+    if error:
+        assert job.error == error
+    times = ends.rpartition("retry")[2].split().count(end)
+    assert f"({times} times)" in job.cause
+
+
 def test_a_step_that_hangs_loses_its_lease_at_its_deadline_however_alive_its_worker(
     ledger: Ledger, clock: Clock
 ) -> None:

@@ -8,7 +8,7 @@ from node.errors import DeliveryRefused
 from node.jobs import Job
 from node.kinds import ResultKind
 from node.pipeline.delivery import DeliveryState, read_deliveries
-from node.pipeline.outbound import Profile, Result, facts_of, plan_for
+from node.pipeline.outbound import Profile, Result, facts_of, outgoing, plan_for
 
 SEG, CAPTURE, RTSTRUCT = ResultKind.SEG, ResultKind.CAPTURE, ResultKind.RTSTRUCT
 PROFILES = {"archive": Profile((SEG, CAPTURE), capture_every=4), "contours": Profile((RTSTRUCT,))}
@@ -57,3 +57,18 @@ def test_a_destination_that_refused_the_segmentation_gets_pictures_of_its_own_nu
     plan, nothing = plan_for(job, profiles, {}, (SEG, CAPTURE))
     assert plan == {"archive": {CAPTURE: 4}, "other": {SEG: 1}}
     assert facts_of(job, plan, nothing, [])["delivery"] == known
+
+
+def test_notes_of_two_destinations_have_numbers_of_their_own() -> None:
+    """Each gets its own and what everybody gets; the numbers tell files and records apart."""
+    note, plan = ResultKind.REJECTION, {SEG: 1, ResultKind.REJECTION: 1}
+    results = [
+        Result(SEG, SEG.sop_class_uid, "2.25.1", ("2.25.2",)),
+        Result(note, note.sop_class_uid, "2.25.3", ("2.25.4",), "archive", 1),
+        Result(note, note.sop_class_uid, "2.25.5", ("2.25.6",), "other", 2),
+    ]
+    facts = facts_of(job_for("archive", "other"), {"archive": plan, "other": plan}, {}, results)
+    job = job_for("archive", "other", **facts)
+    named = {name: [one.name for one in outgoing(job, name)] for name in job.destinations}
+    assert named == {"archive": ["seg", "rejection"], "other": ["seg", "rejection-0002"]}
+    assert len({one.name for one in outgoing(job)}) == 3
