@@ -19,13 +19,14 @@ import sqlalchemy as sa
 
 from node.edges.arrivals import mark_quiet
 from node.edges.database import Database
-from node.edges.ledger_moves import Moves, for_wish, held_by, taken
+from node.edges.ledger_moves import Moves, for_wish, held_by, lasting, taken
 from node.edges.ledger_people import People
 from node.edges.ledger_sweeps import Sweeps, claimable
 from node.edges.ledger_tables import JOBS, job_of
 from node.jobs import BY_HAND, Event, Explained, Job, State, Step, StepName, Wish
 from node.pipeline.delivery import read_deliveries
 from node.pipeline.replaced import OF_DELIVERY
+from node.pipeline.working_data import RESULT_KEY
 
 #: Facts of one delivery, which the next one does not share.
 _OF_DELIVERY = ("unsuitable", "results", "plan", "delivery")
@@ -103,7 +104,7 @@ class Ledger(Sweeps, People):
     def _begin_anew(self, moves: Moves, job: Job) -> Job | None:
         wish = {"wish": job.facts["wish"]} if "wish" in job.facts else {}
         return moves.happen(
-            job, Event.ARRIVED_AGAIN, step=StepName.RECEIVE, facts=wish,
+            job, Event.ARRIVED_AGAIN, step=StepName.RECEIVE, facts={**wish, **lasting(job)},
             next_try_at=None, cause="", remedy="", error="",
         )  # fmt: skip
 
@@ -212,16 +213,20 @@ class Ledger(Sweeps, People):
                 return []
             first, *others = open_wishes
             wanted = vars(for_wish(held, first))
-            changes = {name: wanted[name] for name in _OF_WISH} | {"facts": wanted["facts"]}
+            facts = dict(wanted["facts"])
+            if first.model_digest != held.model_digest:  # another result, with UIDs of its own
+                facts.pop(RESULT_KEY, None)
+            changes = {name: wanted[name] for name in _OF_WISH} | {"facts": facts}
             following = moves.happen(
                 held, Event.STEP_DONE, outcome="done", step=StepName.DEIDENTIFY,
                 cause="", remedy="", error="", **changes,
             )  # fmt: skip
             made = [following] if following else []
+            shared = {k: v for k, v in held.facts.items() if k not in lasting(held)}
             for wish in others:
                 twin = Job(
                     uuid.uuid4().hex, job.series_id, job.study_id, job.instance_ids,
-                    StepName.DEIDENTIFY, facts=held.facts,
+                    StepName.DEIDENTIFY, facts=shared,
                 )  # fmt: skip
                 made.append(moves.insert(for_wish(twin, wish)))
             return made
