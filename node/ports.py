@@ -39,8 +39,8 @@ class Bundle(Protocol):
     def names(self) -> tuple[str, ...]:
         """Names of all files, sorted."""
 
-    def get(self, name: str) -> bytes:
-        """The bytes of one file as they were written; DamagedArtifact otherwise."""
+    def get(self, name: str, at_most: int | None = None) -> bytes:
+        """The bytes of one file as they were written, and no more; DamagedArtifact otherwise."""
 
     def contents(self) -> list[bytes]:
         """The bytes of all files, in the order of ``names``; DamagedArtifact otherwise."""
