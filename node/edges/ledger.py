@@ -19,14 +19,14 @@ import sqlalchemy as sa
 
 from node.edges.arrivals import mark_quiet
 from node.edges.database import Database
-from node.edges.ledger_moves import Moves, for_wish, held_by, taken
+from node.edges.ledger_moves import Moves, for_wish, held_by, lasting, taken
 from node.edges.ledger_people import People
 from node.edges.ledger_sweeps import Sweeps, claimable
 from node.edges.ledger_tables import JOBS, job_of
 from node.jobs import BY_HAND, Event, Explained, Job, State, Step, StepName, Wish, after
-from node.pipeline import BY_NAME
 from node.pipeline.delivery import read_deliveries
 from node.pipeline.replaced import OF_DELIVERY
+from node.pipeline.working_data import RESULT_KEY
 
 #: Facts of one delivery, which the next one does not share.
 _OF_DELIVERY = ("unsuitable", "results", "plan", "delivery")
@@ -109,7 +109,7 @@ class Ledger(Sweeps, People):
     def _begin_anew(self, moves: Moves, job: Job) -> Job | None:
         wish = {"wish": job.facts["wish"]} if "wish" in job.facts else {}
         return moves.happen(
-            job, Event.ARRIVED_AGAIN, step=StepName.RECEIVE, facts=wish,
+            job, Event.ARRIVED_AGAIN, step=StepName.RECEIVE, facts={**wish, **lasting(job)},
             next_try_at=None, cause="", remedy="", error="",
         )  # fmt: skip
 
@@ -137,13 +137,6 @@ class Ledger(Sweeps, People):
         deadlines = {step.name: step.deadline_s for step in steps}
         taken_ = (self._take(one, lease_s, deadlines[one.step]) for one in candidates)
         return next((one for one in taken_ if one), None)
-
-    def claim(self, job_id: str, step: StepName, lease_s: float) -> Job | None:
-        """Take the step of this one job. None when someone else has it or it is past."""
-        found = self.job(job_id)
-        if found is None or found.step is not step:
-            return None
-        return self._take(found, lease_s, BY_NAME[step].deadline_s)
 
     def _take(self, job: Job, lease_s: float, deadline_s: float) -> Job | None:
         with self.moves(job.study_id) as moves:
@@ -225,16 +218,20 @@ class Ledger(Sweeps, People):
                 return []
             first, *others = open_wishes
             wanted = vars(for_wish(held, first))
-            changes = {name: wanted[name] for name in _OF_WISH} | {"facts": wanted["facts"]}
+            facts = dict(wanted["facts"])
+            if first.model_digest != held.model_digest:  # another result, with UIDs of its own
+                facts.pop(RESULT_KEY, None)
+            changes = {name: wanted[name] for name in _OF_WISH} | {"facts": facts}
             following = moves.happen(
                 held, Event.STEP_DONE, outcome="done", step=StepName.DEIDENTIFY,
                 cause="", remedy="", error="", **changes,
             )  # fmt: skip
             made = [following] if following else []
+            shared = {k: v for k, v in held.facts.items() if k not in lasting(held)}
             for wish in others:
                 twin = Job(
                     uuid.uuid4().hex, job.series_id, job.study_id, job.instance_ids,
-                    StepName.DEIDENTIFY, facts=held.facts,
+                    StepName.DEIDENTIFY, facts=shared,
                 )  # fmt: skip
                 made.append(moves.insert(for_wish(twin, wish)))
             return made
