@@ -114,7 +114,7 @@ class Identifiers:
 
         As it is written, or as an integer: 0012345678, +12345678 and 12345678.0 are one.
         """
-        text = text.strip("\0 ")
+        text = text.strip("\0 ").lower()  # of 123456E2, too, the numbers are folded
         if len(text) < _LEAST_WHOLE_DIGITS:
             return False
         return text in self.numbers or whole_number(text) in self.whole_numbers
@@ -123,7 +123,8 @@ class Identifiers:
     def whole_numbers(self) -> frozenset[str]:
         """What of the numbers a decimal or integer string may be: plain integers, and as written.
 
-        A string without an exponent that is one of them contains one of these.
+        A string in lower case that is one of them contains one of these; one with an exponent, it
+        or its integer.
         """
         return _whole_numbers(self.numbers)
 

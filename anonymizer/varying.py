@@ -100,9 +100,11 @@ class Digits:
 
     def _refuse_identifiers(self, value: bytes) -> None:
         """Irregular if one may be a number of the patient's: more than those that are."""
-        if b"e" in value or b"E" in value:
+        value = value.lower()
+        if b"e" in value:
             numbers = value.decode("ascii").split("\\")
-            value = b"\\".join(whole_number(one.strip("\0 ")).encode("ascii") for one in numbers)
+            integers = (whole_number(one.strip("\0 ")).encode("ascii") for one in numbers)
+            value = b"\\".join((value, *integers))
         for identifier in self.identifiers:
             if identifier in value:
                 raise Irregular

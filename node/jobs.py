@@ -44,7 +44,9 @@ class Step:
     """One step: the question it answers, the queue its work runs on, and when it is given up.
 
     ``deadline_s``: a try that takes longer is taken for hung; its worker is killed.
-    ``max_crashes``: so many tries may die or hang before the job fails.
+    ``max_crashes``: so many tries die or hang, and the job fails. ``max_hangs``: or so many of them
+    hang: a try that took too long will most likely do so again, a worker that died may have had bad
+    luck.
     ``patience_s``: so long may something outside be missing, however often it was asked.
     """
 
@@ -53,6 +55,7 @@ class Step:
     does: str
     deadline_s: float = 1800.0
     max_crashes: int = 4
+    max_hangs: int = 2
     patience_s: float = 7 * 86400.0
 
 
@@ -203,11 +206,16 @@ class Job:
         """What makes this job the same job: instances, model and rule (hexadecimal SHA-256)."""
         return job_key(self.series_id, self.instance_ids, self.model_digest, self.rule_version)
 
+    @property
+    def result_of(self) -> str:
+        """What its result is made of: instances and model, whoever asked (hexadecimal SHA-256)."""
+        return job_key(self.series_id, self.instance_ids, self.model_digest, "")
+
 
 def job_key(
     series_id: str, instance_ids: Iterable[str], model_digest: str, rule_version: str
 ) -> str:
-    """Hash what a result depends on; result UIDs are derived from it, so a rerun makes no twin."""
+    """Hash what a job, or with an empty ``rule_version`` its result, depends on."""
     parts = [series_id, model_digest, rule_version, *sorted(instance_ids)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

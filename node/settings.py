@@ -214,6 +214,7 @@ class DicomWebPeer(_Peer):
     url: str
     username: str | None = None
     password_file: Path | None = None
+    token_file: Path | None = None
     certificate_authority: Path | None = None
     answer_timeout_s: Annotated[float, Field(gt=0)] = 300.0  # how long it may think
 

@@ -376,7 +376,9 @@ class Hospital:
                 url=peer.url,
                 username=peer.username,
                 password_file=peer.password_file,
+                token_file=peer.token_file,
                 certificate_authority=peer.certificate_authority,
+                answer_timeout_s=peer.answer_timeout_s,
             )
         )
 

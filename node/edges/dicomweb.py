@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import ssl
 import uuid
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from node.edges.store_status import (
     store_status,
 )
 from node.errors import DeliveryRefused, PacsUnavailable
+from node.pipeline.headers import read_header
 from node.ports import StoreStatus
 
 # Attributes of the DICOM JSON model, PS3.18 F.2.
@@ -48,6 +50,9 @@ _CONTENT_TOO_LARGE = 413
 _TRY_AGAIN = (408, 425, 429)
 #: Of those, what no waiting changes: not implemented, HTTP version not supported.
 _NEVER = (501, 505)
+
+#: What may stand in the path of a URL.
+_UID = re.compile(r"[0-9.]{1,64}")
 
 _Json = dict[str, Any]
 
@@ -160,7 +165,17 @@ class DicomWebPacs:
     def instance(
         self, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str
     ) -> bytes:
-        """One instance as a Part 10 stream, in the syntax it is kept in (PS3.18 2026b 10.4)."""
+        """One instance as a Part 10 stream, in the syntax it is kept in (PS3.18 2026b 10.4).
+
+        Raises
+        ------
+        DeliveryRefused
+            The service named something that is no UID, or answered with another instance.
+        DamagedInstance
+            The answer is no DICOM object.
+        """
+        if not _UID.fullmatch(sop_instance_uid):
+            raise DeliveryRefused(f"{self._destination.name} names an instance by what is no UID")
         path = (
             f"/studies/{study_instance_uid}/series/{series_instance_uid}"
             f"/instances/{sop_instance_uid}"
@@ -170,7 +185,17 @@ class DicomWebPacs:
             response = client.get(path, headers={"Accept": accept})
         if response.status_code != 200:
             raise self._not_ok(response, "WADO-RS")
-        return _only_part(response)
+        instance = _only_part(response)
+        header = read_header(instance)
+        came = [
+            str(header.get(keyword))
+            for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+        ]
+        if came != [study_instance_uid, series_instance_uid, sop_instance_uid]:
+            raise DeliveryRefused(
+                f"{self._destination.name} answered WADO-RS with another instance"
+            )
+        return instance
 
     def _outcomes(self, response: httpx.Response) -> dict[str, int]:
         """SOP Instance UID → status, as far as the body tells."""

@@ -10,11 +10,11 @@ from sqlalchemy.engine import Connection
 
 from node.edges.ledger_lookups import Lookups
 from node.edges.ledger_moves import held_by
-from node.edges.ledger_tables import ARRIVALS, JOBS, PAUSES, job_of
+from node.edges.ledger_tables import ARRIVALS, ATTEMPTS, JOBS, PAUSES, job_of
 from node.jobs import Event, Job, State, Step, StepName
 
-#: A try that took too long will most likely do so again; a worker that died may have had bad luck.
-_MAX_OVERRUNS = 2
+#: How a try ended that was taken for hung.
+_HUNG = "deadline passed"
 QUEUE = "queue:"
 
 
@@ -100,15 +100,16 @@ class Sweeps(Lookups):
             JOBS.c.state == State.RUNNING, JOBS.c.lease_until <= self.database.clock()
         )
         with self.database.transaction() as tx:
-            found = [(job_of(row._mapping), row.deadline_at) for row in tx.execute(lost)]
-        released = (self._release(job, steps[job.step], at) for job, at in found)
+            found = [job_of(row._mapping) for row in tx.execute(lost)]
+        released = (self._release(job, steps[job.step]) for job in found)
         return [job for job in released if job]
 
-    def _release(self, job: Job, step: Step, deadline_at: float | None) -> Job | None:
-        with self.moves(job.study_id) as moves:
-            still = sa.select(JOBS.c.id).where(held_by(job), JOBS.c.lease_until <= moves.now)
-            if moves.tx.scalar(still) is None:
+    def _release(self, lost: Job, step: Step) -> Job | None:
+        with self.moves(lost.study_id) as moves:
+            job = moves.found(sa.and_(held_by(lost), JOBS.c.lease_until <= moves.now))
+            if job is None:
                 return None
+            deadline_at = moves.tx.scalar(sa.select(JOBS.c.deadline_at).where(JOBS.c.id == job.id))
             overran = deadline_at is not None and deadline_at <= moves.now
             if job.step is StepName.INFER and job.progress == 0:
                 if overran:
@@ -119,22 +120,32 @@ class Sweeps(Lookups):
                     )  # fmt: skip
                 # A message that was lost in the compute queue is nobody's crash.
                 return moves.happen(job, Event.LEASE_RAN_OUT, outcome="message lost")
-            crashes = job.crashes + 1
+            crashes, hangs = job.crashes + 1, _hangs(moves.tx, job) + overran
             what = f"took longer than {step.deadline_s:.0f} s" if overran else "died"
+            times = hangs if overran else crashes - hangs
             told: dict[str, Any] = {
                 "crashes": crashes,
-                "cause": f"The worker of step {step.name} {what} ({crashes} times)",
+                "cause": f"The worker of step {step.name} {what} ({times} times)",
                 "remedy": "Look at the worker's log and memory, then retry the job.",
                 "error": "DeadlinePassed" if overran else "LeaseRanOut",
             }
-            used_up = crashes >= (_MAX_OVERRUNS if overran else step.max_crashes)
+            used_up = crashes >= step.max_crashes or hangs >= step.max_hangs
             event = Event.ATTEMPTS_USED_UP if used_up else Event.LEASE_RAN_OUT
-            outcome = "deadline passed" if overran else "lease ran out"
+            outcome = _HUNG if overran else "lease ran out"
             return moves.happen(job, event, outcome=outcome, **told)
 
     def _paused_queues(self, tx: Connection) -> frozenset[str]:
         names = tx.scalars(sa.select(PAUSES.c.name).where(PAUSES.c.name.startswith(QUEUE)))
         return frozenset(name.removeprefix(QUEUE) for name in names)
+
+
+def _hangs(tx: Connection, job: Job) -> int:
+    """How many of the tries that ``crashes`` counts were taken for hung."""
+    hung = sa.select(sa.func.count()).where(
+        ATTEMPTS.c.job_id == job.id, ATTEMPTS.c.step == job.step,
+        ATTEMPTS.c.started_at >= job.step_since, ATTEMPTS.c.outcome == _HUNG,
+    )  # fmt: skip
+    return int(tx.scalar(hung) or 0)
 
 
 def claimable(now: float) -> sa.ColumnElement[bool]:

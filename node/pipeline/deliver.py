@@ -28,8 +28,9 @@ from node.ports import Answer, Pacs, SealedRecords, StoreStatus
 
 #: How many objects are decrypted and sent at once: pictures of a long series would fill the memory.
 _BATCH = 50
-#: A destination that answers "processing failure" to the same object for an hour means no.
-_TRIES_OF_A_FAILURE = 12
+#: A destination that answers "processing failure" to the same object for an hour means no:
+#: so long do so many tries take (``back_off_s``).
+_TRIES_OF_A_FAILURE = 14
 
 _NO_PEER = "Give the peer its old name in segnode.toml, or cancel the job and process it again."
 

@@ -27,8 +27,11 @@ from pydicom import dcmread
 from pydicom.uid import RLELossless
 
 from node.edges.dicomweb import DicomWebDestination, DicomWebPacs
-from node.errors import DeliveryRefused, NodeError, PacsUnavailable
+from node.edges.source import DicomWebSource
+from node.errors import DamagedInstance, DeliveryRefused, NodeError, PacsUnavailable
 from node.ports import Answer
+from node.settings import DicomWebPeer, Settings
+from node.wiring import Hospital
 from tests.orthanc_server import OrthancServer, free_port
 
 
@@ -63,6 +66,8 @@ class Service(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.code, self.body = code, body
         self.limit = 2**30
+        self.awake = threading.Event()
+        self.awake.set()
         self.headers: dict[str, str] = {}
         self.pages: list[str] = []
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
@@ -74,6 +79,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.requests.append((self.path, dict(self.headers), content))
+        self.server.awake.wait(20)
         body = self.server.pages.pop(0).encode() if self.server.pages else self.server.body
         self.send_response(self.server.code if len(content) <= self.server.limit else 413)
         for name, value in self.server.headers.items():
@@ -188,6 +194,21 @@ def test_request_is_multipart_related_with_one_part_for_each_instance(tmp_path: 
         assert b"\r\n\r\n" + instance + b"\r\n--" in body
 
 
+def test_token_and_patience_are_those_of_the_settings(tmp_path: Path) -> None:
+    """A site logs in by a bearer token, and says how long its service may think."""
+    token = tmp_path / "token"
+    token.write_text("a-token\n")
+    with answering(200, b"[]") as (service, _):
+        url = f"http://127.0.0.1:{service.server_address[1]}/rs"
+        peer = DicomWebPeer(name="web", url=url, token_file=token, answer_timeout_s=0.1)
+        service.awake.clear()
+        with pytest.raises(PacsUnavailable, match="ReadTimeout"):
+            Hospital(Settings(dicomweb_peers=(peer,))).dicomweb(peer).echo()
+        service.awake.set()
+    ((_, headers, _),) = service.requests
+    assert headers["Authorization"] == "Bearer a-token"
+
+
 def test_each_instance_gets_its_own_reason() -> None:
     """202: one stored, one stored with a warning, one refused."""
     body = store_response({1: None, 2: 0xB000}, {3: 0xA900})
@@ -294,6 +315,50 @@ def test_nothing_found_is_an_empty_set(code: int, body: bytes) -> None:
     """Services differ in how they say that nothing matches."""
     with answering(code, body) as (_, pacs):
         assert pacs.find_instances(STUDY, SERIES) == set()
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ((STUDY, SERIES, "2.25.7001"), None),
+        ((STUDY, SERIES, "2.25.7002"), "another instance"),
+        ((STUDY, "2.25.404", "2.25.7001"), "another instance"),
+        (("2.25.404", SERIES, "2.25.7001"), "another instance"),
+    ],
+)
+def test_only_the_instance_that_was_asked_for_is_kept(
+    asked: tuple[str, str, str], error: str | None
+) -> None:
+    """What a service answers to WADO-RS is stored as a part of the series, so it must be one."""
+    part = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + ct_instance(1) + b"\r\n--b--\r\n"
+    kept: list[bytes] = []
+    with answering(200, part) as (_, pacs):
+        source = DicomWebSource("web", pacs, kept.append)
+        if error is None:
+            assert source.send(asked[0], asked[1], asked[2:]) == 1
+        else:
+            with pytest.raises(DeliveryRefused, match=error) as caught:
+                source.send(asked[0], asked[1], asked[2:])
+            assert_says_no_identifier(caught.value)
+    assert kept == ([] if error else [ct_instance(1)])
+
+
+def test_an_answer_that_is_no_instance_is_not_kept() -> None:
+    """A part that cannot be read as DICOM is named as damaged."""
+    kept: list[bytes] = []
+    part = b"--b\r\nContent-Type: application/dicom\r\n\r\nPSEUDO^ONE\r\n--b--\r\n"
+    with answering(200, part) as (_, pacs), pytest.raises(DamagedInstance) as caught:
+        DicomWebSource("web", pacs, kept.append).send(STUDY, SERIES, ["2.25.7001"])
+    assert_says_no_identifier(caught.value)
+    assert not kept
+
+
+@pytest.mark.parametrize("named", ["../../../../system", "2.25.7001?x=", "2.25.7001/frames/1", ""])
+def test_what_is_no_uid_enters_no_url(named: str) -> None:
+    """A service cannot choose which of its other addresses the node asks, with its login."""
+    with answering(200) as (service, pacs), pytest.raises(DeliveryRefused, match="no UID"):
+        DicomWebSource("web", pacs, lambda _: None).send(STUDY, SERIES, [named])
+    assert not service.requests
 
 
 def test_page_that_is_not_dicom_is_refused() -> None:

@@ -12,9 +12,10 @@ from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from anonymizer import Deidentifier
-from anonymizer.errors import AnonymizerError
+from anonymizer.errors import AnonymizerError, ResidualIdentifier
 from anonymizer.options import Option
 from anonymizer.profile import profile_with
+from anonymizer.scan import Irregular
 from tests.identified_ct import SERIES, STUDY_DATE, part10, raw_element
 from tests.slice_series import assert_memory_changes_nothing, in_syntax, slice_of_series
 
@@ -208,6 +209,26 @@ def test_a_patients_number_is_seen_in_a_series_as_alone(keyword: str, held: byte
     for data in instances:
         with contextlib.suppress(AnonymizerError):
             assert b"2345678" not in made.deidentify(data).header
+
+
+@pytest.mark.parametrize("number", ["123456E2", "123456e2"])
+@pytest.mark.parametrize("held", [b"123456E2", b"123456e2", b"12.\\123456E2"])
+def test_a_number_that_looks_like_one_with_an_exponent_is_seen(number: str, held: bytes) -> None:
+    """Whatever the case of its letter, in a series as alone."""
+    change = raw("SliceLocation", "DS", b"1 ", b"2 ", b"3 ", held)
+    instances = []
+    for count in range(8):
+        ds = slice_of_series(count + 1, PatientID=number)
+        change(ds, count)
+        instances.append(part10(ds))
+    made = assert_memory_changes_nothing(instances)
+    for data in instances[3::4]:
+        with pytest.raises(ResidualIdentifier, match="SliceLocation"):
+            made.deidentify(data)
+    (template,) = made.templates()
+    (digits,) = (step.rule for step in template.dataset.steps if step.tag == Tag("SliceLocation"))
+    with pytest.raises(Irregular):
+        digits.settled(held, 0, len(held), template.patient)
 
 
 def test_instances_that_differ_in_nothing_but_their_uid_need_no_lesson() -> None:

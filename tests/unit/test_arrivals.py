@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,23 +19,9 @@ from node.edges.arrivals import (
 from node.edges.database import Database
 from node.settings import Settings
 from node.wiring import Hospital
+from tests.ledger_case import Clock
 
 CT = Origin("CT1", "10.0.0.5")
-
-
-@dataclass
-class Clock:
-    """Time that a test moves."""
-
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -119,7 +104,9 @@ def test_a_habit_is_forgotten_after_a_month(arrivals: Arrivals, clock: Clock) ->
     """The modality was replaced; its successor pauses for less."""
     paused(arrivals, clock, "a", 40)
     paused(arrivals, clock, "b", 40)
+    assert arrivals.pauses_s() == {"CT1": 40.0}
     clock.now += 31 * 86_400
+    assert arrivals.pauses_s() == {}, "although it has not paused since"
     paused(arrivals, clock, "c", 3)
     paused(arrivals, clock, "d", 4)
     assert arrivals.pauses_s() == {"CT1": 3.0}
