@@ -39,8 +39,8 @@ class Bundle(Protocol):
     def names(self) -> tuple[str, ...]:
         """Names of all files, sorted."""
 
-    def get(self, name: str) -> bytes:
-        """The bytes of one file as they were written; DamagedArtifact otherwise."""
+    def get(self, name: str, at_most: int | None = None) -> bytes:
+        """The bytes of one file as they were written, and no more; DamagedArtifact otherwise."""
 
     def contents(self) -> list[bytes]:
         """The bytes of all files, in the order of ``names``; DamagedArtifact otherwise."""
@@ -199,9 +199,6 @@ class StorageCommitment(Protocol):
 
 class Leases(Protocol):
     """The part of the ledger that a running step needs."""
-
-    def claim(self, job_id: str, step: StepName, lease_s: float) -> Job | None:
-        """Take the step; None when someone else has it, or it is past."""
 
     def claim_next(
         self, steps: Sequence[Step], lease_s: float, at_most: int | None = None

@@ -47,6 +47,8 @@ class People(Lookups):
             step, known = (job.step, hurried(job)) if waits else resumed(job)
             as_it_is = {"process_incomplete": True} if job.state is State.INCOMPLETE else {}
             kept = {**known, **as_it_is, **(facts or {})}
+            # That the destinations were told why says nothing of how this try will end.
+            kept.pop("explained", None)
             return {"step": step, "facts": kept, "cause": "", "remedy": ""}
 
         return self._decide(self.find(job_id).id, Event.RETRY, changes)
