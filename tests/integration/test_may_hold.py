@@ -15,6 +15,7 @@ from node.jobs import State, StepName
 from node.pipeline.outbound import outbound_record, taken_by
 from tests.integration.test_delivery import once, reached
 from tests.integration.test_dicomweb_edge import answering
+from tests.ledger_case import claimed
 from tests.orthanc_server import free_port
 
 
@@ -77,10 +78,9 @@ def test_a_part_of_a_segmentation_that_was_taken_is_known_when_the_rest_is_refus
         [seg] = outbox.job.facts["results"]
         parts = {**seg, "sop_instance_uids": [outbox.SEG, "2.25.7001"]}
         outbox.vault.seal("S", outbound_record(outbox.job, "seg-0002"), ct_instance(1))
-        claimed = outbox.ledger.claim(outbox.job.id, StepName.DELIVER, 30)
-        assert claimed is not None
+        held = claimed(outbox.ledger, outbox.job)
         told = {"cause": "c", "remedy": "r", "error": "e", "delay_s": 0.0}
-        outbox.ledger.wait(claimed, **told, facts={"results": [parts]})
+        outbox.ledger.wait(held, **told, facts={"results": [parts]})
         pacs.mood = lambda event, uid: 0x0000 if uid == outbox.SEG else 0xC000
         again = outbox.run()
     assert again.step is StepName.ENCODE

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from node.edges.ledger import Ledger
-from node.jobs import Event, Explained, Job, Reason, State, StepName, Wish
+from node.jobs import Event, Explained, Job, Reason, State, StepName
 from node.kinds import ResultKind
 from node.pipeline.delivery import Delivery, DeliveryState, read_deliveries, resumed
 from node.pipeline.outbound import Result, facts_of, outgoing, taken_by
 from node.pipeline.replaced import replaced_by
+from tests.ledger_case import at_step, claimed
 
 SEG, CAPTURE, NOTE = ResultKind.SEG, ResultKind.CAPTURE, ResultKind.REJECTION
 PARTS = Result(SEG, SEG.sop_class_uid, "2.25.1", ("2.25.11", "2.25.12"))
@@ -172,19 +173,10 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 def at_deliver(ledger: Ledger, delivery: dict[str, Any]) -> Job:
     """A job that holds the lease of ``deliver``."""
-    job = ledger.open_jobs("series", "study", ("a",))
     facts = job_with({"archive": delivery}, {"archive": {"seg": 1}}, PARTS).facts
-    while job is not None:
-        held = ledger.claim(job.id, job.step, 30)
-        assert held is not None
-        if job.step is StepName.DELIVER:
-            assert ledger.note(held, facts)
-            return replace(held, facts=facts)
-        if job.step is StepName.ROUTE:
-            [job] = ledger.fork(held, [Wish("chest", "v1", "ct_lungs", "d", ("archive",))])
-        else:
-            job = ledger.finish(held, {})
-    raise AssertionError("the job is gone")
+    held = claimed(ledger, at_step(ledger, StepName.DELIVER))
+    assert ledger.note(held, facts)
+    return replace(held, facts=facts)
 
 
 @pytest.mark.parametrize("may_hold", [True, False])
@@ -192,7 +184,7 @@ def test_what_may_have_arrived_is_not_superseded(ledger: Ledger, may_hold: bool)
     """The association was cut after the data went out: the job goes on, and is replaced."""
     job = at_deliver(ledger, {"may_hold": ["seg"]} if may_hold else {"failed": {"seg": "busy"}})
     ledger.wait(job, cause="c", remedy="r", error="PacsUnavailable", delay_s=60)
-    ledger.open_jobs("series", "study", ("a", "b"))
+    ledger.open_jobs("series", "study", ("a", "b", "c"))
     found = ledger.job(job.id)
     assert found is not None
     assert found.state is (State.WAITING if may_hold else State.SUPERSEDED)
@@ -202,7 +194,7 @@ def test_a_new_beginning_knows_what_was_taken(ledger: Ledger) -> None:
     """The series came again after one of two parts had been refused."""
     job = at_deliver(ledger, {"accepted": {"seg": ""}})
     ledger.end(job, Event.FAULT, cause="c", remedy="r", error="NotDelivered")
-    again = ledger.open_jobs("series", "study", ("a",))
+    again = ledger.open_jobs("series", "study", ("a", "b"))
     assert again is not None and "delivery" not in again.facts
     assert has(again) == {"2.25.11"}
 
