@@ -23,7 +23,8 @@ RUN set -eu; \
     install -d -o orthanc -g orthanc -m 700 /var/lib/segnode/storage /var/lib/segnode/index
 COPY deploy/run-orthanc deploy/openssl.cnf /opt/segnode/deploy/
 COPY plugins/orthanc_bridge /opt/segnode/plugins/orthanc_bridge
-# Beside it are mounted: modalities.json and users.json. Without users.json it does not start.
+# Mounted over it is the folder that deploy/compose_setup.py writes. Without users.json in it, Orthanc
+# does not start.
 COPY orthanc.json /etc/segnode/orthanc/orthanc.json
 # Its HTTP is for the other containers of the private network; publish port 4242 only.
 ENV SEGNODE_ORTHANC_STORAGE=/var/lib/segnode/storage \

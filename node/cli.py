@@ -297,6 +297,17 @@ app.command()(cli_models.evaluate)
 def run(role: Literal["watch", "console", "worker", "delivery", "compute"]) -> None:
     """One process of the node, in the foreground: what the supervisor or a container starts."""
     log.configure(role)
+    try:
+        _run(role)
+    except NodeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - its text goes to no log, whatever it is
+        log.get().error("the process has failed", error=type(error).__name__,
+                        place=log.place_of(error))  # fmt: skip
+        sys.exit(1)
+
+
+def _run(role: str) -> None:
     from node import programs
     from node.wiring import Hospital
 

@@ -119,6 +119,7 @@ def journal(
         if str(export) == "-":
             sys.stdout.write(text)
         else:
+            export.touch(mode=0o600)
             export.write_text(text)
     elif not verify:
         _out().print(tables.journal(entries))

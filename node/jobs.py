@@ -206,11 +206,16 @@ class Job:
         """What makes this job the same job: instances, model and rule (hexadecimal SHA-256)."""
         return job_key(self.series_id, self.instance_ids, self.model_digest, self.rule_version)
 
+    @property
+    def result_of(self) -> str:
+        """What its result is made of: instances and model, whoever asked (hexadecimal SHA-256)."""
+        return job_key(self.series_id, self.instance_ids, self.model_digest, "")
+
 
 def job_key(
     series_id: str, instance_ids: Iterable[str], model_digest: str, rule_version: str
 ) -> str:
-    """Hash what a result depends on; result UIDs are derived from it, so a rerun makes no twin."""
+    """Hash what a job, or with an empty ``rule_version`` its result, depends on."""
     parts = [series_id, model_digest, rule_version, *sorted(instance_ids)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

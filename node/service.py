@@ -61,6 +61,12 @@ def up(settings: Settings, timeout_s: float = 180.0) -> Iterator[str]:
     DidNotStart
         A part does not answer in time; the message names it and its log.
     """
+    if settings.orthanc.url is not None and settings.dicom.tls:
+        raise BadSettings(
+            "dicom.tls: the Orthanc of orthanc.url is not started by the node, which cannot make "
+            "its port speak TLS",
+            remedy="Set TLS up in that Orthanc (docs/security.md), and take `tls` out of [dicom].",
+        )
     hospital = Hospital(settings)
     _ = hospital.models  # a rule that names an unknown model stops the start here
     supervisor = Supervisor(settings.var_dir)

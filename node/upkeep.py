@@ -35,7 +35,8 @@ def chores(hospital: Hospital) -> Chores:
 
 def space_log(hospital: Hospital) -> SpaceLog:
     """How full the disks were."""
-    return SpaceLog(hospital.settings.var_dir / "space.json")
+    # In a folder of its own: in containers it is all that watch and console share.
+    return SpaceLog(hospital.settings.var_dir / "state" / "space.json")
 
 
 def forecasts(hospital: Hospital) -> list[Forecast]:
@@ -67,6 +68,8 @@ def reconciler(hospital: Hospital) -> Reconciler:
         ),
         queues=(*HOSPITAL_QUEUES, *DELIVERY_QUEUES),
         compute_queue=COMPUTE_QUEUE,
-        destinations=hospital.destinations,
+        # To ask them for results takes the study's original UID, and so a key: `segnode doctor`
+        # has one, the watch in a container has not.
+        destinations=hospital.destinations if hospital.vault_keys.names() else {},
         study_instance_uid=partial(original_study_instance_uid, vault=hospital.vault),
     )

@@ -77,7 +77,11 @@ class _Heartbeat:
     def _beat(self) -> None:
         wait_s = 0.0
         while not self._stopped.wait(wait_s):
-            tell(self._app, ALIVE, self._job_id, self._attempt, progress=self._progress)
+            try:
+                tell(self._app, ALIVE, self._job_id, self._attempt, progress=self._progress)
+            except Exception as error:  # noqa: BLE001 - the next beat may get through
+                log.get().error("heartbeat failed", job_id=self._job_id,
+                                error=type(error).__name__, place=log.place_of(error))  # fmt: skip
             wait_s = 1.0 if wait_s == 0.0 else min(wait_s * 1.5, _HEARTBEAT_S)
 
 

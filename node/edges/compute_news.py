@@ -8,6 +8,7 @@ which does nothing that takes long. What is lost on the way is missed by the swe
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from queue import Empty
@@ -15,6 +16,7 @@ from typing import Any
 
 from celery import Celery
 from kombu.connection import Connection
+from kombu.exceptions import OperationalError
 from kombu.simple import SimpleQueue
 
 from node import log
@@ -26,15 +28,31 @@ DONE = "done"
 FAILED = "failed"
 
 
+#: How a run ended is told for so long to a broker that does not answer: the lease has run out by
+#: then, and nobody else runs anything without a broker.
+_HOW_IT_ENDED_S = 60.0
+
+
 def tell(app: Celery, kind: str, job_id: str, attempt: int, **more: object) -> None:
-    """Send one message; without a broker nothing is sent, and the lease runs out."""
+    """Send one message. Without a broker a sign of life is lost, and an end is sent later."""
     news = {"kind": kind, "job_id": job_id, "attempt": attempt, **more}
+    until = time.monotonic() + (0.0 if kind == ALIVE else _HOW_IT_ENDED_S)
+    while not _sent(app, news):
+        if time.monotonic() > until:
+            log.get().warning("broker does not answer; the lease will run out", job_id=job_id)
+            return
+        time.sleep(0.5)
+
+
+def _sent(app: Celery, news: Mapping[str, object]) -> bool:
     connection = app.connection_for_write()
     try:
         with connection, connection.SimpleQueue(NEWS_QUEUE, serializer="json") as queue:
             queue.put(news)
-    except (*connection.connection_errors, *connection.channel_errors):
-        log.get().warning("broker does not answer; the lease will run out", job_id=job_id)
+    # kombu's own error stands for a broker that could not be reached at all.
+    except (OperationalError, *connection.connection_errors, *connection.channel_errors):
+        return False
+    return True
 
 
 def listen(app: Celery, heard: Callable[[Mapping[str, Any]], None], stop: threading.Event) -> None:
@@ -46,7 +64,7 @@ def listen(app: Celery, heard: Callable[[Mapping[str, Any]], None], stop: thread
                 while not stop.is_set():
                     with suppress(Empty):
                         heard(queue.get(timeout=1.0).payload)
-        except (*connection.connection_errors, *connection.channel_errors):
+        except (OperationalError, *connection.connection_errors, *connection.channel_errors):
             stop.wait(1.0)
         except Exception as error:  # noqa: BLE001 - one bad message must not deafen the node
             log.get().error("news not understood", error=type(error).__name__,

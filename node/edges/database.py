@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class Database:
         self._engine = _engine(url)
         shared = self._engine.dialect.name == "postgresql"
         self.clock = clock or (self._database_time if shared else time.time)
-        migrate(self._engine)
+        with _named_errors():
+            migrate(self._engine)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -44,12 +45,8 @@ class Database:
         LedgerUnavailable
             The database does not answer, is locked for too long, or has no room.
         """
-        try:
-            with self._engine.begin() as tx:
-                yield tx
-        except (OperationalError, InterfaceError) as error:
-            cause = type(error.orig).__name__
-            raise LedgerUnavailable(f"The ledger's database does not answer ({cause})") from None
+        with _named_errors(), self._engine.begin() as tx:
+            yield tx
 
     def _database_time(self) -> float:
         asked = sa.select(sa.func.extract("epoch", sa.func.clock_timestamp()))
@@ -105,9 +102,19 @@ def upsert(
         tx.execute(sa.insert(table).values(**key, **values))
 
 
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        cause = type(error.orig).__name__
+        raise LedgerUnavailable(f"The ledger's database does not answer ({cause})") from None
+
+
 def _engine(url: str) -> Engine:
-    engine = sa.create_engine(url, pool_pre_ping=True)
+    engine = sa.create_engine(url, pool_pre_ping=True, hide_parameters=True)
     if engine.dialect.name == "sqlite":
+        _make_private(engine.url.database)
 
         @sa.event.listens_for(engine, "connect")
         def _on_connect(connection: Any, _record: Any) -> None:
@@ -122,3 +129,10 @@ def _engine(url: str) -> Engine:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _make_private(file: str | None) -> None:
+    """Only its owner reads the file; SQLite gives what it writes beside it the same mode."""
+    if file and file != ":memory:":
+        with suppress(OSError):  # SQLite will say what is wrong with it
+            Path(file).touch(mode=0o600)

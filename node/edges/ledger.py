@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from node.edges.arrivals import mark_quiet
 from node.edges.database import Database
-from node.edges.ledger_moves import Moves, for_wish, held_by, taken
+from node.edges.ledger_moves import Moves, for_wish, held_by, lasting, taken
 from node.edges.ledger_people import People
 from node.edges.ledger_sweeps import Sweeps, claimable
 from node.edges.ledger_tables import JOBS, job_of
@@ -27,6 +27,7 @@ from node.jobs import BY_HAND, Event, Explained, Job, State, Step, StepName, Wis
 from node.pipeline import BY_NAME
 from node.pipeline.delivery import read_deliveries
 from node.pipeline.replaced import OF_DELIVERY
+from node.pipeline.working_data import RESULT_KEY
 
 #: Facts of one delivery, which the next one does not share.
 _OF_DELIVERY = ("unsuitable", "results", "plan", "delivery")
@@ -79,8 +80,9 @@ class Ledger(Sweeps, People):
             return moves.insert(job)
 
     def _of_series(self, moves: Moves, series_id: str) -> list[Job]:
-        query = sa.select(JOBS).where(JOBS.c.series_id == series_id).order_by(JOBS.c.created_at)
-        return [job_of(row._mapping) for row in moves.tx.execute(query)]
+        query = sa.select(JOBS).where(JOBS.c.series_id == series_id)
+        found = moves.tx.execute(query.order_by(JOBS.c.created_at, JOBS.c.id).with_for_update())
+        return [job_of(row._mapping) for row in found]
 
     def _supersede(self, moves: Moves, known: Sequence[Job], newer: Job) -> list[Job]:
         """End the jobs that know fewer instances; the jobs by hand that have to follow them."""
@@ -103,7 +105,7 @@ class Ledger(Sweeps, People):
     def _begin_anew(self, moves: Moves, job: Job) -> Job | None:
         wish = {"wish": job.facts["wish"]} if "wish" in job.facts else {}
         return moves.happen(
-            job, Event.ARRIVED_AGAIN, step=StepName.RECEIVE, facts=wish,
+            job, Event.ARRIVED_AGAIN, step=StepName.RECEIVE, facts={**wish, **lasting(job)},
             next_try_at=None, cause="", remedy="", error="",
         )  # fmt: skip
 
@@ -141,11 +143,12 @@ class Ledger(Sweeps, People):
 
     def _take(self, job: Job, lease_s: float, deadline_s: float) -> Job | None:
         with self.moves(job.study_id) as moves:
-            due = sa.select(JOBS.c.id).where(JOBS.c.id == job.id, claimable(moves.now))
-            if moves.tx.scalar(due) is None:
+            due = sa.and_(JOBS.c.id == job.id, JOBS.c.step == job.step, claimable(moves.now))
+            found = moves.found(due)
+            if found is None:
                 return None
             return moves.happen(
-                job, Event.CLAIM, attempt=job.attempt + 1, lease=job.lease + 1,
+                found, Event.CLAIM, attempt=found.attempt + 1, lease=found.lease + 1,
                 lease_until=moves.now + lease_s, deadline_at=moves.now + deadline_s,
                 next_try_at=None, progress=0.0,
             )  # fmt: skip
@@ -218,16 +221,20 @@ class Ledger(Sweeps, People):
                 return []
             first, *others = open_wishes
             wanted = vars(for_wish(held, first))
-            changes = {name: wanted[name] for name in _OF_WISH} | {"facts": wanted["facts"]}
+            facts = dict(wanted["facts"])
+            if first.model_digest != held.model_digest:  # another result, with UIDs of its own
+                facts.pop(RESULT_KEY, None)
+            changes = {name: wanted[name] for name in _OF_WISH} | {"facts": facts}
             following = moves.happen(
                 held, Event.STEP_DONE, outcome="done", step=StepName.DEIDENTIFY,
                 cause="", remedy="", error="", **changes,
             )  # fmt: skip
             made = [following] if following else []
+            shared = {k: v for k, v in held.facts.items() if k not in lasting(held)}
             for wish in others:
                 twin = Job(
                     uuid.uuid4().hex, job.series_id, job.study_id, job.instance_ids,
-                    StepName.DEIDENTIFY, facts=held.facts,
+                    StepName.DEIDENTIFY, facts=shared,
                 )  # fmt: skip
                 made.append(moves.insert(for_wish(twin, wish)))
             return made

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from node.edges.journal import Chain
 from node.edges.ledger_tables import ATTEMPTS, JOB_FIELDS, JOBS, job_of
 from node.jobs import Event, Job, Priority, State, Wish, after, job_key
+from node.pipeline.working_data import RESULT_KEY
 
 #: The step begins anew, even where it is the same.
 _AFRESH = (Event.REDIRECT, Event.RETRY, Event.ARRIVED_AGAIN)
@@ -22,8 +23,9 @@ _LISTS = ("instance_ids", "destinations")
 class Moves:
     """What happens to jobs of one study in one transaction, at one time, in somebody's name.
 
-    The only writer of states. Each change is conditional on the state and the lease that the job
-    was read with, so whoever comes second changes nothing.
+    The only writer of states. A change writes the job's whole row: what it starts from is read
+    here, in the same transaction, and locked. It is conditional on the state and the lease that the
+    job was read with, so whoever comes second changes nothing.
     """
 
     tx: Connection
@@ -33,7 +35,12 @@ class Moves:
 
     def job(self, job_id: str) -> Job | None:
         """The job as it stands, or None."""
-        return read_job(self.tx, job_id)
+        return self.found(JOBS.c.id == job_id)
+
+    def found(self, which: sa.ColumnElement[bool]) -> Job | None:
+        """The one job of which this is true, as it stands, or None."""
+        row = self.tx.execute(sa.select(JOBS).where(which).with_for_update()).one_or_none()
+        return job_of(row._mapping) if row else None
 
     def insert(self, job: Job) -> Job:
         """A new job; its first step is due."""
@@ -85,8 +92,7 @@ class Moves:
 
     def holds(self, job: Job) -> Job | None:
         """The job as it stands, if the lease under which ``job`` was read is still its holder's."""
-        found = self.tx.execute(sa.select(JOBS).where(held_by(job))).one_or_none()
-        return job_of(found._mapping) if found else None
+        return self.found(held_by(job))
 
     def _begin_attempt(self, job: Job) -> None:
         self.tx.execute(
@@ -135,6 +141,11 @@ def for_wish(job: Job, wish: Wish) -> Job:
     wanted = {name: value for name, value in plain_wish(wish).items() if name != "explain"}
     facts = {**job.facts, "explain": True} if wish.explain else job.facts
     return replace(job, facts=facts, **wanted)
+
+
+def lasting(job: Job) -> dict[str, Any]:
+    """The facts that outlive a job's new beginning: what its results were known by."""
+    return {name: job.facts[name] for name in (RESULT_KEY,) if name in job.facts}
 
 
 def plain_wish(wish: Wish) -> dict[str, Any]:

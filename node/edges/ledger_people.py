@@ -12,10 +12,10 @@ from sqlalchemy.engine import Connection
 
 from node.edges.database import upsert
 from node.edges.ledger_lookups import Lookups
-from node.edges.ledger_moves import for_wish, plain_wish, set_of
+from node.edges.ledger_moves import for_wish, lasting, plain_wish, set_of
 from node.edges.ledger_tables import ARRIVALS, JOBS, PAUSES, job_of
-from node.errors import NotPossible
-from node.jobs import Event, Job, State, StepName, Wish
+from node.errors import NoMatchingModel, NotPossible
+from node.jobs import BY_HAND, Event, Job, State, StepName, Wish
 from node.pipeline.delivery import hurried, resumed
 
 DESTINATION = "destination:"
@@ -46,6 +46,8 @@ class People(Lookups):
             step, known = (job.step, hurried(job)) if waits else resumed(job)
             as_it_is = {"process_incomplete": True} if job.state is State.INCOMPLETE else {}
             kept = {**known, **as_it_is, **(facts or {})}
+            # That the destinations were told why says nothing of how this try will end.
+            kept.pop("explained", None)
             return {"step": step, "facts": kept, "cause": "", "remedy": ""}
 
         return self._decide(self.find(job_id).id, Event.RETRY, changes)
@@ -63,7 +65,8 @@ class People(Lookups):
     ) -> Job:
         """The job of these instances and this model, made now if there is none: a person asked.
 
-        One that ended without a result begins anew.
+        One that ended without a result begins anew. A rule's job stays the rule's and goes where
+        the rule says, unless no rule wants the series any more: then it is the person's own.
 
         Raises
         ------
@@ -90,14 +93,18 @@ class People(Lookups):
                 raise NotPossible(
                     "The series is still arriving", remedy="Ask again when it has been quiet."
                 )
-            row = moves.tx.execute(same).first()
-            if row is None:
+            known = [job_of(row._mapping) for row in moves.tx.execute(same)]
+            if not known:
                 return moves.insert(asked)
-            found = job_of(row._mapping)
+            found = min(known, key=lambda job: job.state in _ENDED)
             if found.state not in _ENDED:
                 return found
+            changes: dict[str, Any] = {"facts": lasting(found)}
+            if found.rule == BY_HAND or found.error == NoMatchingModel.__name__:
+                changes["facts"] |= asked.facts
+                changes["destinations"] = asked.destinations
             again = moves.happen(
-                found, Event.ARRIVED_AGAIN, step=StepName.RECEIVE, facts=dict(asked.facts),
+                found, Event.ARRIVED_AGAIN, step=StepName.RECEIVE, **changes,
                 next_try_at=None, cause="", remedy="", error="",
             )  # fmt: skip
             return again or found
@@ -145,7 +152,8 @@ def _hurry(tx: Connection, destination: str, now: float) -> None:
     waiting = sa.select(JOBS.c.id, JOBS.c.facts).where(
         JOBS.c.state == State.WAITING, JOBS.c.step.in_([StepName.DELIVER, StepName.CONFIRM])
     )
-    for row in tx.execute(waiting.with_for_update()).all():
+    in_turn = waiting.order_by(JOBS.c.created_at, JOBS.c.id)
+    for row in tx.execute(in_turn.with_for_update()).all():
         delivery = dict(row.facts.get("delivery", {}))
         if destination not in delivery:
             continue

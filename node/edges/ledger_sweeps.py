@@ -100,15 +100,16 @@ class Sweeps(Lookups):
             JOBS.c.state == State.RUNNING, JOBS.c.lease_until <= self.database.clock()
         )
         with self.database.transaction() as tx:
-            found = [(job_of(row._mapping), row.deadline_at) for row in tx.execute(lost)]
-        released = (self._release(job, steps[job.step], at) for job, at in found)
+            found = [job_of(row._mapping) for row in tx.execute(lost)]
+        released = (self._release(job, steps[job.step]) for job in found)
         return [job for job in released if job]
 
-    def _release(self, job: Job, step: Step, deadline_at: float | None) -> Job | None:
-        with self.moves(job.study_id) as moves:
-            still = sa.select(JOBS.c.id).where(held_by(job), JOBS.c.lease_until <= moves.now)
-            if moves.tx.scalar(still) is None:
+    def _release(self, lost: Job, step: Step) -> Job | None:
+        with self.moves(lost.study_id) as moves:
+            job = moves.found(sa.and_(held_by(lost), JOBS.c.lease_until <= moves.now))
+            if job is None:
                 return None
+            deadline_at = moves.tx.scalar(sa.select(JOBS.c.deadline_at).where(JOBS.c.id == job.id))
             overran = deadline_at is not None and deadline_at <= moves.now
             if job.step is StepName.INFER and job.progress == 0:
                 if overran:

@@ -1,7 +1,8 @@
 """The part of Orthanc's configuration that differs from site to site.
 
 Orthanc reads a folder of JSON files and refuses to start when a key stands in two of them. The
-folder holds ``orthanc.json`` of the repository, unchanged, and two files written here::
+folder holds ``orthanc.json`` of the repository, unchanged, two files written here, and with TLS
+``dicom_tls.json`` (:mod:`node.edges.orthanc_tls`)::
 
     orthanc.json       everything that is the same everywhere (0644)
     modalities.json    DicomModalities: who may speak DICOM to us, and what each may do (0644)

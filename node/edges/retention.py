@@ -18,6 +18,7 @@ from node import log
 from node.edges import journal
 from node.edges.artifacts import FolderArtifacts
 from node.edges.database import Database
+from node.edges.journal import Chain
 from node.edges.ledger_tables import ARRIVALS, JOBS, job_of
 from node.errors import NoMatchingModel
 from node.jobs import Event, Job, State, StepName
@@ -59,8 +60,8 @@ class ReceivedSeries(Protocol):
     def instances_of(self, series_id: str) -> frozenset[str]:
         """Ids of the instances of a series; none if it is not there."""
 
-    def delete_series(self, series_id: str) -> None:
-        """Remove a series."""
+    def delete_instances(self, instance_ids: Sequence[str]) -> None:
+        """Remove instances."""
 
 
 class Retention:
@@ -94,19 +95,33 @@ class Retention:
         """Remove from Orthanc what was kept for as long as the rules say; how many series."""
         deleted = 0
         for series_id, jobs in self._jobs_of_series(self._received.series_ids()).items():
-            if not all(self._outlived(job) for job in jobs):
-                continue
+            if all(self._outlived(job) for job in jobs):
+                deleted += self._is_deleted(series_id, jobs[0].study_id)
+        return deleted
+
+    def _is_deleted(self, series_id: str, study_id: str) -> bool:
+        """Delete the series, unless a person or its sender has taken it up since it was chosen.
+
+        The study is locked meanwhile: nobody retries a job of it, and no job of it is made.
+        """
+        with self._database.transaction() as tx:
+            chain = Chain(tx, study_id)
+            query = sa.select(JOBS).where(JOBS.c.series_id == series_id)
+            jobs = [job_of(row._mapping) for row in tx.execute(query)]
             newest = max(jobs, key=lambda job: job.created_at)
+            quiet = sa.select(ARRIVALS.c.quiet).where(ARRIVALS.c.series_id == series_id)
+            if not tx.scalar(quiet) or not all(self._outlived(job) for job in jobs):
+                return False
             if self._received.instances_of(series_id) - set(newest.instance_ids):
-                continue  # something came that no job has seen
-            if not self._is_quiet(series_id):
-                continue
-            self._received.delete_series(series_id)
+                return False  # something came that no job has seen
+            # The series last: as long as it is there, an interrupted run is begun again.
             for job in jobs:
                 self._artifacts.delete(f"{job.id}/")
-            self._note(Event.DELETED, newest)
-            deleted += 1
-        return deleted
+            self._received.delete_instances(newest.instance_ids)
+            now = self._database.clock()
+            chain.append(now, "retention", Event.DELETED, newest.state, newest)
+        log.get().info(str(Event.DELETED), job_id=newest.id, state=str(newest.state))
+        return True
 
     def _is_over(self, job: Job) -> bool:
         """Whether nobody goes on with the job's working data."""
@@ -180,11 +195,6 @@ class Retention:
     def _note(self, event: Event, job: Job) -> None:
         journal.note(self._database, "retention", event, job)
         log.get().info(str(event), job_id=job.id, state=str(job.state))
-
-    def _is_quiet(self, series_id: str) -> bool:
-        query = sa.select(ARRIVALS.c.quiet).where(ARRIVALS.c.series_id == series_id)
-        with self._database.transaction() as tx:
-            return bool(tx.scalar(query))
 
 
 def _in_parts(ids: Sequence[str], size: int = 500) -> Iterator[Sequence[str]]:

@@ -42,6 +42,7 @@ class SpaceLog:
         now = self._clock()
         samples = [one for one in self._samples() if now - _KEPT_S <= one["at"] <= now]
         samples.append({"at": now, "free": {disk.folder: disk.free_bytes for disk in disks}})
+        self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
         beside = self._file.with_name(f".{self._file.name}")
         beside.write_text(json.dumps(samples))
         beside.replace(self._file)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shlex
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from configparser import RawConfigParser
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy
@@ -25,6 +28,9 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from node.edges import leftovers
 from node.errors import NodeError
+
+#: Stopping one process may take supervisord its ``stop_wait_s``; it answers after that.
+_ANSWER_S = 60.0
 
 
 class NotRunning(NodeError):
@@ -68,7 +74,8 @@ class ProcessInfo:
 class Supervisor:
     """The supervisor of one ``var`` folder."""
 
-    def __init__(self, var_dir: Path) -> None:
+    def __init__(self, var_dir: Path, answer_s: float = _ANSWER_S) -> None:
+        self._answer_s = answer_s
         self._var = var_dir.absolute()
         self._configuration = self._var / "run" / "supervisord.conf"
         self._pid_file = self._var / "run" / "supervisord.pid"
@@ -175,8 +182,7 @@ class Supervisor:
         for program in programs:
             command = list(program.command)
             if program.alone:
-                assigned = [f"{name}={value}" for name, value in program.environment.items()]
-                command = ["/usr/bin/env", "-i", *assigned, *command]
+                command = self._with_nothing_else(program)
             section = {
                 "command": " ".join(map(_quoted, command)),
                 "priority": str(program.priority),
@@ -198,6 +204,16 @@ class Supervisor:
             parser[f"program:{program.name}"] = section
         return parser
 
+    def _with_nothing_else(self, program: Program) -> list[str]:
+        """Its environment comes from a file: everybody can read a command line, passwords too."""
+        file = self._var / "run" / f"{program.name}.env"
+        file.touch(mode=0o600)
+        file.write_text(
+            "".join(f"{name}={shlex.quote(value)}\n" for name, value in program.environment.items())
+        )
+        read = 'set -a && . "$0" && unset PWD && exec "$@"'
+        return ["/usr/bin/env", "-i", "/bin/sh", "-c", read, str(file), *program.command]
+
     def _socket(self) -> Path:
         path = self._var / "run" / "supervisor.sock"
         if len(str(path)) < 100:  # sun_path holds 108 bytes
@@ -206,10 +222,17 @@ class Supervisor:
         return Path(tempfile.gettempdir()) / f"segnode-{name}.sock"
 
     def _call(self, method: str, *arguments: object) -> Any:
-        transport = SupervisorTransport(serverurl=f"unix://{self._socket()}")
+        transport = _Transport(self._socket(), self._answer_s)
         proxy = ServerProxy("http://127.0.0.1", transport=transport)
         try:
             return getattr(proxy, method)(*arguments)
+        except TimeoutError:
+            pid = self._pid()
+            raise NodeError(
+                f"supervisord (process {pid}) does not answer",
+                remedy=f"End it with `kill -9 {pid}`; `segnode up` ends what it leaves running and "
+                "starts everything afresh.",
+            ) from None
         except OSError:
             raise NotRunning("The node is not running") from None
         finally:
@@ -220,6 +243,25 @@ class Supervisor:
             return int(self._pid_file.read_text())
         except (OSError, ValueError):
             return None
+
+
+class _Transport(SupervisorTransport):  # type: ignore[misc]  # supervisor has no types
+    """supervisord's own, which would wait for ever."""
+
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__(serverurl=f"unix://{path}")
+        self._get_connection = lambda: _Connection(path, timeout_s)
+
+
+class _Connection(HTTPConnection):
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
 
 
 def _quoted(word: str) -> str:

@@ -19,7 +19,7 @@ from node.edges.arrivals import Arrival, Arrivals, settle_s, still_sending
 from node.edges.feed import Feed
 from node.edges.ledger import Ledger
 from node.edges.orthanc import Orthanc
-from node.errors import Gone, OrthancUnavailable
+from node.errors import Gone, OrthancUnavailable, Unavailable
 from node.pipeline.run import Wake
 
 _NUDGE_CHANNEL = "segnode:nudge"
@@ -64,7 +64,11 @@ class Watch:
     def run(self, stop: threading.Event, wait: Callable[[float], None], poll_s: float) -> None:
         """Repeat until ``stop``; ``wait(seconds)`` returns early on a nudge."""
         while not stop.is_set():
-            pending = self.once()
+            pending = False
+            try:
+                pending = self.once()
+            except Unavailable as error:  # the ledger: its database is being restarted, say
+                log.get().warning("the watch tries again", error=type(error).__name__)
             wait(min(poll_s, self._quiet_s / 10) if pending else poll_s)
 
     def _open_quiet(self) -> None:

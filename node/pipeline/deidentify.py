@@ -61,7 +61,8 @@ def deidentify(
     ``crosswalk``: the vault's record type that holds it.
     ``profile``: digest of the de-identification policy.
     ``epoch``: number of the pseudonym key.
-    ``result_key``: what the UIDs of the results derive from; keyed, so that they lead nowhere.
+    ``result_key``: what the UIDs of the results derive from; keyed, so that they lead nowhere. It
+    is that of instances and model, so whoever asks for them gets the same objects.
     ``instances_digest``: the bundle of instances.
     ``images_released``: how many images a person has released, if any.
 
@@ -108,7 +109,9 @@ def deidentify(
         "crosswalk": sealed.record,
         "profile": crosswalk.profile_digest,
         "epoch": keys.epoch,
-        RESULT_KEY: keys.keyed_hash("result", job.key.encode("ascii")),
+        # Once made it stays: a new epoch between two runs would make twins of the results.
+        RESULT_KEY: job.facts.get(RESULT_KEY)
+        or keys.keyed_hash("result", job.result_of.encode("ascii")),
         INSTANCES: bundle.digest,
     }
     if released is not None:

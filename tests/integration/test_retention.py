@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,13 @@ class Node:
     vault: Vault
     orthanc: OrthancServer
     now: list[float]
+    #: What happens while Retention looks at its next job.
+    meanwhile: list[Callable[[], object]]
+
+    def clock(self) -> float:
+        if self.meanwhile:
+            self.meanwhile.pop()()
+        return self.now[0]
 
     def retention(self, keep: Keep = KEEP) -> Retention:
         return Retention(
@@ -101,13 +108,15 @@ class Node:
 def node(server: OrthancServer, tmp_path: Path) -> Iterator[Node]:
     for number in range(3):
         server.upload(ct_instance(number))
-    now = [1_000_000.0]
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", clock=lambda: now[0])
     vault = Vault(FolderRecords(tmp_path / "vault"), Keyring("k", {"k": os.urandom(32)}))
     vault.seal(STUDY, "crosswalk-1", b"leads back")
-    yield Node(ledger, FolderArtifacts(tmp_path / "artifacts"), vault, server, now)
-    for series_id in server.get("/series").json():
-        OrthancStorage(Orthanc(server.url, *server.auth)).delete_series(series_id)
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", clock=lambda: made.clock())
+    artifacts = FolderArtifacts(tmp_path / "artifacts")
+    made = Node(ledger, artifacts, vault, server, now=[1_000_000.0], meanwhile=[])
+    yield made
+    OrthancStorage(Orthanc(server.url, *server.auth)).delete_instances(
+        server.get("/instances").json()
+    )
 
 
 def test_a_confirmed_jobs_working_data_goes_and_its_picture_and_crosswalk_stay(node: Node) -> None:
@@ -200,6 +209,17 @@ def test_a_series_that_no_rule_wants_is_deleted_only_where_the_site_says_so(node
     node.now[0] += 8 * DAY_S
     assert node.retention(Keep(30, None, 14)).delete_received() == 0
     assert node.retention().delete_received() == 1
+
+
+def test_a_series_that_a_person_takes_up_in_the_last_moment_is_not_deleted(node: Node) -> None:
+    """The jobs have been read, one is retried under a new rule, and only then is it its turn."""
+    job = node.job(State.REJECTED, step=StepName.ROUTE, **UNWANTED)
+    node.now[0] += 8 * DAY_S
+    node.meanwhile.append(lambda: node.ledger.retry(job.id))
+    assert node.retention().delete_received() == 0
+    assert node.read(job).state is State.QUEUED
+    assert len(node.orthanc.get("/instances").json()) == 3
+    assert "instances/000001.dcm" in node.left_of(job)
 
 
 def test_a_series_of_two_models_waits_for_both(node: Node) -> None:

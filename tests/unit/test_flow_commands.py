@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,7 @@ def test_the_journal_is_shown_verified_and_exported(ledger: Ledger, tmp_path: Pa
     assert "2 entries, whole" in segnode("journal", "study", "--verify").stdout
     file = tmp_path / "journal.jsonl"
     segnode("journal", "study", "--export", str(file))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
     lines = file.read_text().splitlines()
     assert verdict_of(entries_of(lines), None).entries == 2
     assert json.loads(lines[0])["entry"]["study"] == "study"

@@ -668,7 +668,9 @@ def test_an_unsuitable_series_is_explained_where_the_rule_wants_it(ledger: Ledge
     assert ended is not None and ended.state is State.REJECTED
     assert (ended.error, ended.cause, ended.remedy) == ("UnsuitableInput", "too thick", "thinner")
     assert ended.facts["explained"] == ["pacs"] and unsuitable(ended) is None
-    assert ledger.retry(job.id).step is StepName.DEIDENTIFY
+    again = ledger.retry(job.id)
+    assert again.step is StepName.DEIDENTIFY
+    assert "explained" not in again.facts, "should it end otherwise, nobody was told why"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from node import settings
+from node import service, settings
 from node.settings import BadSettings, DicomPeer, Settings, load
 from node.wiring import Hospital
 
@@ -171,3 +171,15 @@ def test_tls_without_its_certificates_stops_the_start(
     pacs = {"name": "pacs", "ae_title": "PACS", "host": "h", "port": 104, **peer}
     with pytest.raises(ValidationError, match=wrong):
         Settings.model_validate({"dicom": dicom, "dicom_peers": [pacs]})
+
+
+def test_tls_that_the_node_cannot_set_up_stops_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The port of an Orthanc that something else starts would go on speaking plain text."""
+    text = (
+        '[dicom]\ntls = true\ncertificate = "a"\nprivate_key = "b"\ncertificate_authority = "c"\n'
+        '[orthanc]\nurl = "http://orthanc:8042"\n'
+    )
+    with pytest.raises(BadSettings, match=r"dicom\.tls"):
+        next(service.up(loaded(tmp_path, monkeypatch, text)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,8 @@ import pytest
 
 from node.edges import leftovers
 from node.edges.leftovers import members_of
-from node.edges.supervisor import Program, Supervisor
+from node.edges.supervisor import NotRunning, Program, Supervisor
+from node.errors import NodeError
 from tests.orthanc_server import free_port
 from tests.running_node import descendants
 
@@ -118,6 +120,39 @@ def test_a_long_path_hides_no_process(tmp_path: Path) -> None:
     kill(pid)
     assert supervisor.end_leftovers() == 4
     assert alive(found) == []
+
+
+def test_a_supervisor_that_hangs_is_named_and_not_taken_for_none(tmp_path: Path) -> None:
+    """It takes the connection and says nothing: who took it for none would start a second one."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "supervisord.pid").write_text("4711")
+    with socket.socket(socket.AF_UNIX) as hanging:
+        hanging.bind(str(run / "supervisor.sock"))
+        hanging.listen()
+        with pytest.raises(NodeError, match=r"4711.* does not answer") as raised:
+            Supervisor(tmp_path, answer_s=0.1).is_running()
+    assert not isinstance(raised.value, NotRunning)
+    assert "kill -9 4711" in raised.value.remedy
+
+
+def test_a_password_reaches_a_process_by_no_command_line(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    """What is `alone` gets its environment whole and nothing beside it."""
+    told, password = tmp_path / "told", 'it\'s 100% "so $ecret" ; #'
+    script = f"/usr/bin/env > {told}.tmp; mv {told}.tmp {told}; exec sleep 600"
+    given = {"PATH": os.defpath, "PASSWORD": password}
+    supervisor.start([Program("compute", ["/bin/bash", "-c", script], given, 10, alone=True)])
+    deadline = time.monotonic() + 30
+    while not told.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    heard = dict(line.split("=", 1) for line in told.read_text().splitlines())
+    assert {name: heard[name] for name in given} == given
+    assert set(heard) - set(given) <= {"PWD", "SHLVL", "_"}  # bash's own
+    run = tmp_path / "var" / "run"
+    assert "ecret" not in (run / "supervisord.conf").read_text()
+    assert (run / "compute.env").stat().st_mode & 0o077 == 0
 
 
 def test_a_process_number_from_before_the_machine_started_means_nothing(
