@@ -202,9 +202,6 @@ class StorageCommitment(Protocol):
 class Leases(Protocol):
     """The part of the ledger that a running step needs."""
 
-    def claim(self, job_id: str, step: StepName, lease_s: float) -> Job | None:
-        """Take the step; None when someone else has it, or it is past."""
-
     def claim_next(
         self, steps: Sequence[Step], lease_s: float, at_most: int | None = None
     ) -> Job | None:

@@ -24,7 +24,6 @@ from node.edges.ledger_people import People
 from node.edges.ledger_sweeps import Sweeps, claimable
 from node.edges.ledger_tables import JOBS, job_of
 from node.jobs import BY_HAND, Event, Explained, Job, State, Step, StepName, Wish
-from node.pipeline import BY_NAME
 from node.pipeline.delivery import read_deliveries
 from node.pipeline.replaced import OF_DELIVERY
 from node.pipeline.working_data import RESULT_KEY
@@ -133,13 +132,6 @@ class Ledger(Sweeps, People):
         deadlines = {step.name: step.deadline_s for step in steps}
         taken_ = (self._take(one, lease_s, deadlines[one.step]) for one in candidates)
         return next((one for one in taken_ if one), None)
-
-    def claim(self, job_id: str, step: StepName, lease_s: float) -> Job | None:
-        """Take the step of this one job. None when someone else has it or it is past."""
-        found = self.job(job_id)
-        if found is None or found.step is not step:
-            return None
-        return self._take(found, lease_s, BY_NAME[step].deadline_s)
 
     def _take(self, job: Job, lease_s: float, deadline_s: float) -> Job | None:
         with self.moves(job.study_id) as moves:

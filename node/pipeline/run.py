@@ -98,22 +98,6 @@ def run_next(
     return True
 
 
-def run_step(
-    job_id: str,
-    name: StepName,
-    *,
-    ledger: Leases,
-    steps: Mapping[StepName, StepFunction],
-    wake: Wake,
-    terms: Terms | None = None,
-) -> None:
-    """:func:`run_next` for this one step of this one job, unless somebody else runs it."""
-    terms = terms or Terms()
-    job = ledger.claim(job_id, name, terms.lease_s)
-    if job is not None:
-        _run(job, ledger, steps, wake, terms)
-
-
 def _run(
     job: Job,
     ledger: Leases,

@@ -20,6 +20,7 @@ from node.edges.ledger import Ledger
 from node.edges.space import Forecast
 from node.jobs import Event, Job, StepName, Wish
 from node.manifest import NetworkManifest
+from tests.ledger_case import claimed
 
 REVIEW_KEY = bytes(range(32))
 WISH = Wish("ct-to-lungs", "1", "lungs", "digest", ("sender",))
@@ -101,14 +102,13 @@ class ConsoleNode:
         job = self.ledger.open_jobs(secrets.token_hex(8), study_id, [instance_id])
         assert job is not None
         for name in StepName:
-            claimed = self.ledger.claim(job.id, name, 600)
-            assert claimed is not None
+            held = claimed(self.ledger, job, 600)
             if name is step:
-                return claimed
+                return held
             if name is StepName.ROUTE:
-                job = self.ledger.fork(claimed, [WISH])[0]
+                job = self.ledger.fork(held, [WISH])[0]
             else:
-                finished = self.ledger.finish(claimed, {"instances": 1, "study": "hidden"})
+                finished = self.ledger.finish(held, {"instances": 1, "study": "hidden"})
                 assert finished is not None
                 job = finished
         return job

@@ -30,8 +30,8 @@ from node.pipeline.confirm import confirm
 from node.pipeline.deliver import deliver
 from node.pipeline.outbound import outbound_record, outgoing
 from node.pipeline.proof import Prover
-from node.pipeline.run import run_step
 from node.ports import CommitmentReport, Pacs
+from tests.ledger_case import Clock, claimed, run_step
 from tests.orthanc_server import free_port
 
 STORAGE_COMMITMENT = UID("1.2.840.10008.1.20.1")
@@ -193,16 +193,6 @@ class NoCommitment:
         raise AssertionError("nobody offers it here")
 
 
-class Clock:
-    """A clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Outbox:
     """A job that has come as far as ``deliver``: a ledger, a vault, and its last two steps."""
 
@@ -217,7 +207,7 @@ class Outbox:
         seg: bool = True,
         commitment: Any = None,
     ) -> None:
-        self.clock = Clock()
+        self.clock = Clock(1_800_000_000.0)
         self.ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite'}", clock=self.clock)
         self.vault = Vault(FolderRecords(folder / "vault"), Keyring("k", {"k": b"k" * 32}))
         self.artifacts = FolderArtifacts(folder / "artifacts")
@@ -260,7 +250,7 @@ class Outbox:
                 self.clock.now = max(self.clock.now, job.next_try_at or 0.0)
                 if job.step not in self.steps:
                     return job
-                run_step(job.id, job.step, ledger=self.ledger, steps=self.steps, wake=_nobody)
+                run_step(self.ledger, job, self.steps[job.step])
                 if self.job.state == "waiting":
                     break
         return self.job
@@ -274,9 +264,7 @@ class Outbox:
         opened = self.ledger.open_jobs("series", "study", ["one"])
         assert opened is not None
         while opened.step is not StepName.DELIVER:
-            claimed = self.ledger.claim(opened.id, opened.step, 30)
-            assert claimed is not None
-            following = self.ledger.finish(claimed, facts)
+            following = self.ledger.finish(claimed(self.ledger, opened), facts)
             assert following is not None
             opened = following
         for one in outgoing(opened):
@@ -290,7 +278,3 @@ def _result(kind: str, sop_class: str, series: str, uids: list[str]) -> dict[str
         "kind": kind, "sop_class_uid": sop_class, "series_instance_uid": series,
         "sop_instance_uids": uids,
     }  # fmt: skip
-
-
-def _nobody(job: Job) -> None:
-    """Nobody is to be woken: the test runs the steps."""

@@ -13,6 +13,7 @@ from console_node import ConsoleNode
 from anonymizer.pixel_cleaning import Region
 from node.jobs import TRANSITIONS, Event, Job, StepName
 from node.pipeline.pixel_review import HeldImage, Review, store_review
+from tests.ledger_case import claimed
 
 CALLS = [
     ("POST", "/nudge"),
@@ -134,7 +135,7 @@ def test_timings_add_up_all_tries_of_a_step(node: ConsoleNode) -> None:
     """Two tries of one step are one line with two tries; the steps come in order."""
     job = node.failed_job()
     node.ledger.retry(job.id)
-    node.ledger.claim(job.id, StepName.INFER, 600)
+    claimed(node.ledger, job, 600)
     shown = node.call("GET", f"/jobs/{job.id}").json()
     assert [one["step"] for one in shown["timings"]] == ["receive", "route", "deidentify", "infer"]
     assert [one["tries"] for one in shown["timings"]] == [1, 1, 1, 2]
@@ -342,10 +343,10 @@ def test_a_job_held_at_another_step_cannot_be_released(node: ConsoleNode) -> Non
     job, review = held_job(node)
     node.ledger.retry(job.id)
     for step in (StepName.DEIDENTIFY, StepName.INFER):
-        claimed = node.ledger.claim(job.id, step, 600)
-        assert claimed is not None
+        held = claimed(node.ledger, node.reread(job), 600)
+        assert held.step is step
         if step is StepName.DEIDENTIFY:
-            node.ledger.finish(claimed, {})
-    node.ledger.end(claimed, Event.QUARANTINE, cause="c", remedy="r", error="e")
+            node.ledger.finish(held, {})
+    node.ledger.end(held, Event.QUARANTINE, cause="c", remedy="r", error="e")
     answer = node.call("POST", f"/jobs/{job.id}/release", json={"review": review.digest})
     assert answer.status_code == 409

@@ -16,6 +16,7 @@ from node.edges.pacs import DicomDestination, DicomPacs
 from node.jobs import State, StepName
 from node.pipeline import BY_NAME
 from tests.integration.test_dicomweb_edge import answering
+from tests.ledger_case import claimed
 from tests.orthanc_server import free_port
 
 
@@ -154,9 +155,8 @@ def test_a_worker_killed_before_it_went_back_to_encode_goes_back(tmp_path: Path)
     """The refusal is in the ledger, the plan is old: nothing is sent by it."""
     with MoodyPacs() as pacs:
         outbox = Outbox(tmp_path, {"pacs": reached(pacs.port)})
-        claimed = outbox.ledger.claim(outbox.job.id, StepName.DELIVER, 30)
-        assert claimed is not None
-        outbox.ledger.note(claimed, {"delivery": {"pacs": {"fallback": "status 0x0122"}}})
+        held = claimed(outbox.ledger, outbox.job)
+        outbox.ledger.note(held, {"delivery": {"pacs": {"fallback": "status 0x0122"}}})
         outbox.clock.now += 31
         outbox.ledger.release_lost_leases(BY_NAME)
         assert outbox.run().step is StepName.ENCODE
@@ -223,9 +223,8 @@ def test_what_a_destination_has_lost_is_sent_again(tmp_path: Path) -> None:
     with MoodyPacs() as pacs:
         outbox = Outbox(tmp_path, {"pacs": reached(pacs.port)}, captures=1)
         pacs.mood = once(lambda event, uid: 0xB000, outbox.SEG)
-        claimed = outbox.ledger.claim(outbox.job.id, StepName.DELIVER, 30)
-        assert claimed is not None
-        outbox.ledger.finish(claimed, outbox.steps[StepName.DELIVER](claimed).facts)
+        held = claimed(outbox.ledger, outbox.job)
+        outbox.ledger.finish(held, outbox.steps[StepName.DELIVER](held).facts)
         pacs.held.discard(outbox.SEG)
         job = outbox.run(tries=7)
         assert (job.state, job.step) == (State.WAITING, StepName.CONFIRM)
@@ -275,12 +274,9 @@ def test_a_peer_that_was_renamed_is_named(tmp_path: Path) -> None:
     """Not a defect of the node, and no reason to keep the other from its results."""
     with MoodyPacs() as pacs:
         outbox = Outbox(tmp_path, {"pacs": reached(pacs.port)})
-        claimed = outbox.ledger.claim(outbox.job.id, StepName.DELIVER, 30)
-        assert claimed is not None
+        held = claimed(outbox.ledger, outbox.job)
         plan = {"old": {"seg": 1}, "pacs": {"seg": 1}}
-        outbox.ledger.wait(
-            claimed, cause="c", remedy="r", error="e", delay_s=0, facts={"plan": plan}
-        )
+        outbox.ledger.wait(held, cause="c", remedy="r", error="e", delay_s=0, facts={"plan": plan})
         failed = outbox.run()
         assert failed.state is State.FAILED
         assert "There is no peer old any more" in failed.cause

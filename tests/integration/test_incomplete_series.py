@@ -21,20 +21,11 @@ from node.jobs import Done, Job, NotYet
 from node.pipeline.completeness import Need
 from node.pipeline.receive import Patience, receive
 from node.ports import Source
+from tests.ledger_case import Clock
 from tests.orthanc_server import OrthancServer, free_port
 from tests.running_node import DEMO_CT, Study, made_up_study
 
 PATIENCE_S = 60.0
-
-
-@dataclass
-class Clock:
-    """Time that a test moves."""
-
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass

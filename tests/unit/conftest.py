@@ -1,4 +1,4 @@
-"""Databases for the tests that run on each of them."""
+"""Databases for the tests that run on each of them, and a ledger on such a one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from node.edges.ledger import Ledger
+from tests.ledger_case import Clock
 from tests.postgres import PostgresCluster
 
 
@@ -24,3 +26,17 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
     cluster: PostgresCluster = request.getfixturevalue("postgres")
     return cluster.database()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The clock of :func:`ledger`."""
+    return Clock()
+
+
+@pytest.fixture
+def ledger(database_url: str, clock: Clock) -> Iterator[Ledger]:
+    """A ledger on each kind of database."""
+    made = Ledger(database_url, clock=clock)
+    yield made
+    made.database.close()

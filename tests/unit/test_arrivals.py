@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,23 +19,9 @@ from node.edges.arrivals import (
 from node.edges.database import Database
 from node.settings import Settings
 from node.wiring import Hospital
+from tests.ledger_case import Clock
 
 CT = Origin("CT1", "10.0.0.5")
-
-
-@dataclass
-class Clock:
-    """Time that a test moves."""
-
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from node.edges.console_json import GROUPS, group_counts, group_of, states_of
 from node.edges.ledger import Ledger
 from node.jobs import Event
-
-
-@pytest.fixture
-def ledger(database_url: str) -> Iterator[Ledger]:
-    made = Ledger(database_url)
-    yield made
-    made.database.close()
+from tests.ledger_case import claimed
 
 
 def test_what_is_stuck_is_found_behind_any_number_of_newer_jobs(ledger: Ledger) -> None:
@@ -23,8 +15,7 @@ def test_what_is_stuck_is_found_behind_any_number_of_newer_jobs(ledger: Ledger) 
     for number, error in enumerate(("GeometryError", "NoMatchingModel", None, None, None)):
         job = ledger.open_jobs(f"series{number}", "study", ("a",))
         assert job is not None
-        held = ledger.claim(job.id, job.step, 30)
-        assert held is not None
+        held = claimed(ledger, job)
         if error:
             ledger.end(held, Event.REJECT, cause="c", remedy="r", error=error)
     found = {name: ledger.jobs(1, None, *states_of([name])) for name in GROUPS}

@@ -13,8 +13,8 @@ from node.edges.ledger import Ledger
 from node.errors import DamagedArtifact
 from node.jobs import Done, Job, State, StepName, Wish, unsuitable
 from node.pipeline.outbound import Profile
-from node.pipeline.run import run_step
 from tests.journey import Journey
+from tests.ledger_case import claimed, run_step
 from tests.phantoms import ct_series
 
 
@@ -90,7 +90,7 @@ class Processed:
         steps = {name: known.get(name, lambda _: Done()) for name in StepName}
         while self.job.state is State.QUEUED and not until(self.job):
             self.visited.append(self.job.step)
-            run_step(self.id, self.job.step, ledger=self.ledger, steps=steps, wake=lambda _: None)
+            run_step(self.ledger, self.job, steps[self.job.step])
         return self.job
 
     def damage(self, folder: str) -> None:
@@ -145,8 +145,7 @@ def test_a_series_that_cannot_be_segmented_is_still_explained_after_a_loss(tmp_p
     """The reason is found again, not carried along: what is remade may be whole."""
     processed = Processed(tmp_path, ct_series())
     processed.run(lambda job: job.step is StepName.INFER)
-    job = processed.ledger.claim(processed.id, StepName.INFER, 30)
-    assert job is not None
+    job = claimed(processed.ledger, processed.job)
     told = {"unsuitable": {"error": "GeometryError", "cause": "a gap", "remedy": "send it again"}}
     processed.ledger.redirect(job, StepName.ENCODE, told, "a gap")
     processed.damage("instances")

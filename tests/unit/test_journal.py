@@ -13,9 +13,8 @@ from node.edges.journal import Journal, entries_of, lines_of, verdict_of
 from node.edges.ledger import Ledger
 from node.edges.ledger_tables import JOURNAL, JOURNAL_HEADS
 from node.errors import NotPossible
-from node.jobs import Event, Job, StepName, Wish
-
-LUNGS = Wish("chest", "v1", "ct_lungs", "digest-1", ("sender",))
+from node.jobs import Event, Job, StepName
+from tests.ledger_case import LUNGS, claimed
 
 
 @pytest.fixture
@@ -34,8 +33,8 @@ def confirmed(ledger: Ledger) -> Job:
     """A job that went all the way, with one result."""
     job = ledger.open_jobs("series", "study", ("a",))
     for step in StepName:
-        held = ledger.claim(job.id, step, 30) if job else None
-        assert held is not None
+        assert job is not None and job.step is step
+        held = claimed(ledger, job)
         if step is StepName.ROUTE:
             [job] = ledger.fork(held, [LUNGS])
         else:

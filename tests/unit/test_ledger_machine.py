@@ -45,6 +45,7 @@ from node.jobs import (
 )
 from node.pipeline import BY_NAME, STEPS
 from node.pipeline.run import record_failure
+from tests.ledger_case import Clock
 
 LEASE_S = 7.0
 QUEUES = ("io", "pacs", "cpu", "gpu")
@@ -74,11 +75,8 @@ AT_REST = set(State) - OPEN
 SERIES = st.sampled_from(["series 1", "series 2", "series 3"])
 
 
-class Clock:
+class Ticking(Clock):
     """A clock that the machine moves; every look is later than the one before."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
 
     def __call__(self) -> float:
         self.now += 0.001
@@ -319,7 +317,7 @@ def test_no_job_is_lost_doubled_or_stuck_whatever_happens(
     """The same events on both; SQLite in memory, because nothing here asks what a disk keeps."""
     in_memory = database == "sqlite"
     url = "sqlite://" if in_memory else request.getfixturevalue("postgres").database()
-    LedgerMachine.clock = Clock()
+    LedgerMachine.clock = Ticking()
     LedgerMachine.ledger = Ledger(url, clock=LedgerMachine.clock)
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         LedgerMachine,

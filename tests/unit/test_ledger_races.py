@@ -6,42 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 import sqlalchemy as sa
 
 from node.edges.ledger import Ledger
 from node.jobs import Job, State, StepName
 from node.pipeline import BY_NAME
-
-
-class Clock:
-    """A clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(database_url: str, clock: Clock) -> Iterator[Ledger]:
-    made = Ledger(database_url, clock=clock)
-    yield made
-    made.database.close()
+from tests.ledger_case import Clock, claimed
 
 
 def delivering(ledger: Ledger) -> Job:
     """A job whose results a worker is sending."""
     job = ledger.open_jobs("series", "study", ("a", "b"))
     while job is not None:
-        held = ledger.claim(job.id, job.step, 30)
-        assert held is not None
+        held = claimed(ledger, job)
         if held.step is StepName.DELIVER:
             return held
         job = ledger.finish(held, {})
@@ -81,9 +58,8 @@ def test_a_sweep_that_ends_a_lease_keeps_what_was_noted_meanwhile(
     assert released.facts == found.facts
 
 
-@pytest.mark.parametrize("one_job", [True, False])
 def test_a_worker_that_takes_a_job_keeps_what_a_resumed_destination_changed(
-    ledger: Ledger, clock: Clock, one_job: bool
+    ledger: Ledger, clock: Clock
 ) -> None:
     """What waited for the destination is tried in the step that begins, not an hour later."""
     job = delivering(ledger)
@@ -93,11 +69,8 @@ def test_a_worker_that_takes_a_job_keeps_what_a_resumed_destination_changed(
                 facts={"delivery": {"archive": later}})  # fmt: skip
     clock.now += 30
     with after_the_first_transaction(lambda: ledger.resume("destination:archive")):
-        if one_job:
-            taken = ledger.claim(job.id, job.step, 30)
-        else:
-            taken = ledger.claim_next([BY_NAME[job.step]], 30)
+        taken = claimed(ledger, job)
     found = ledger.job(job.id)
-    assert taken is not None and found is not None
+    assert found is not None
     assert taken.facts["delivery"]["archive"]["next_try_at"] is None
     assert found.facts == taken.facts

@@ -16,6 +16,7 @@ from node.pipeline.deidentify import deidentify
 from node.pipeline.outbound import Profile
 from node.pipeline.working_data import RESULT_KEY
 from tests.journey import Journey
+from tests.ledger_case import claimed
 from tests.phantoms import ct_series
 
 LUNGS = Wish("chest", "v1", "ct_lungs", "digest-1", ("archive", "viewer"))
@@ -29,12 +30,6 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
     made = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
     yield made
     made.database.close()
-
-
-def claimed(ledger: Ledger, job: Job) -> Job:
-    held = ledger.claim(job.id, job.step, 30)
-    assert held is not None
-    return held
 
 
 def routed(ledger: Ledger, job: Job, *wishes: Wish) -> list[Job]:

@@ -13,6 +13,7 @@ from node.edges.ledger import Ledger
 from node.edges.tasks import compute_news
 from node.jobs import Job, State, StepName
 from node.pipeline.run import Terms
+from tests.ledger_case import claimed
 
 Heard = Callable[[Mapping[str, Any]], None]
 
@@ -27,13 +28,9 @@ def inferring(ledger: Ledger) -> Job:
     """A job of the peer HOSPITAL that the compute zone works on."""
     job = ledger.open_jobs("series", "study", ("a",))
     while job is not None and job.step is not StepName.INFER:
-        held = ledger.claim(job.id, job.step, 30)
-        assert held is not None
-        job = ledger.finish(held, {"sender": "HOSPITAL", "crosswalk": "ours"})
+        job = ledger.finish(claimed(ledger, job), {"sender": "HOSPITAL", "crosswalk": "ours"})
     assert job is not None
-    held = ledger.claim(job.id, job.step, 30)
-    assert held is not None
-    return held
+    return claimed(ledger, job)
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ from node.vault_keys import (
 )
 from node.wiring import Hospital
 from tests.identified_ct import ACCESSION, PATIENT_ID, ROOT, STUDY, ct_bytes
+from tests.ledger_case import claimed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -340,9 +341,7 @@ def test_destroy_takes_a_job(hospital: Hospital) -> None:
     sealed = sealed_study(hospital)
     job = hospital.ledger.open_jobs("series", "study", ("instance",))
     assert job is not None
-    claimed = hospital.ledger.claim(job.id, job.step, 60)
-    assert claimed is not None
-    hospital.ledger.finish(claimed, {"study": sealed.study})
+    hospital.ledger.finish(claimed(hospital.ledger, job), {"study": sealed.study})
     assert studies_of(hospital, job.id[:8], "study") == [sealed.study]
 
 
