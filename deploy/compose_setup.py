@@ -30,7 +30,9 @@ FOLDERS = (
     "artifacts", "vault", "state", "orthanc/storage", "orthanc/index", "postgres", "secrets",
 )  # fmt: skip
 #: Settings that name a file.
-FILES = ("certificate", "private_key", "certificate_authority", "recipe", "password_file")
+FILES = (
+    "certificate", "private_key", "certificate_authority", "recipe", "password_file", "token_file",
+)  # fmt: skip
 RANDOM = (
     "orthanc_password", "console_token", "broker_password", "postgres_password",
     "vault_key", "pseudonym_key",

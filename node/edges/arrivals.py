@@ -9,7 +9,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from node.edges.database import Database, upsert
-from node.edges.ledger_tables import ARRIVALS, CURSORS, SENDERS
+from node.edges.ledger_tables import ARRIVALS, CURSORS, JOBS, SENDERS
+from node.errors import Gone
+from node.jobs import State
 
 _IN_ONE_QUERY = 500
 #: A pause is remembered for so long: what a sender did last year says nothing.
@@ -64,6 +66,16 @@ class Arrivals:
             query = query.where(ARRIVALS.c.series_id.in_(series_ids))
         with self._database.transaction() as tx:
             return set(tx.scalars(query)).intersection(series_ids)
+
+    def seen(self, series_ids: Collection[str]) -> set[str]:
+        """Instances of the series of which a job was made.
+
+        But for a job that ended because they were gone: it has waited for them.
+        """
+        waited = sa.and_(JOBS.c.state == State.REJECTED, JOBS.c.error == Gone.__name__)
+        query = sa.select(JOBS.c.instance_ids).where(JOBS.c.series_id.in_(series_ids), ~waited)
+        with self._database.transaction() as tx:
+            return {one for instance_ids in tx.scalars(query) for one in instance_ids}
 
     def record(
         self,

@@ -1,19 +1,23 @@
 """Orthanc's changes feed, read into the arrivals: which series have received something.
 
 Correctness rests on the feed and a cursor. The cursor remembers which line it stands on: an index
-that was made anew or restored from a backup counts from a lower number, and may have passed it.
+that was made anew, restored from a backup or cut short by a power cut counts from a lower number,
+and may have passed it. Such a feed is read from its start, and what it repeats is no new arrival.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from node import log
 from node.edges.arrivals import Arrivals, Cursor, Origin
 from node.edges.orthanc import Change, Orthanc
-from node.errors import Gone, OrthancUnavailable
+from node.edges.orthanc_storage import OrthancStorage
+from node.errors import Gone, OrthancUnavailable, Rejected
 
 FEED = "orthanc"
+#: A cursor of its own: 1 while the feed repeats what it has shown before.
+REPLAY = "orthanc replay"
 
 
 class Feed:
@@ -35,6 +39,8 @@ class Feed:
             What was read so far is noted; the rest is read next time.
         """
         cursor = self._checked(self._arrivals.cursor(FEED))
+        replays = self._arrivals.cursor(REPLAY).value > 0
+        more = replays and self._restoring()  # what is imported from here on is read next time
         while True:
             asked_at = self._arrivals.now
             page = self._orthanc.changes(cursor.value)
@@ -42,9 +48,13 @@ class Feed:
             line = _line(page.changes[-1]) if page.changes else cursor.line
             if page.last != cursor.value:
                 cursor = Cursor(page.last, line)
-                self._note(cursor, self._series_of(received))
+                series = self._series_of(received)
+                self._note(cursor, self._unseen(series) if replays else series)
             if page.done:
                 break
+        if replays and not more:
+            self._arrivals.record(FEED, cursor, {})
+            self._arrivals.record(REPLAY, Cursor(), {})
         if self._compare:
             self._compare_series(cursor)
         self._seen_at = asked_at
@@ -68,14 +78,31 @@ class Feed:
     def _from_the_start(self) -> Cursor:
         log.get().warning("Orthanc's index is not the one that was read; reading from the start")
         self._seen_at = None
+        self._arrivals.record(REPLAY, Cursor(1), {})
         return Cursor()
 
-    def _series_of(self, instance_ids: Iterable[str]) -> dict[str, str]:
-        """Series → one of its instances that have just come."""
-        found: dict[str, str] = {}
+    def _restoring(self) -> bool:
+        """Whether files that the index has lost are still to be imported: they have been here."""
+        try:
+            return bool(OrthancStorage(self._orthanc).state().orphans)
+        except Rejected:  # an Orthanc without our bridge
+            return False
+
+    def _unseen(self, series: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+        """Those with an instance that no job has seen.
+
+        The others are there again, and nobody has sent them: a job that was canceled stays so.
+        """
+        seen = self._arrivals.seen(series)
+        return {one: ids for one, ids in series.items() if not seen.issuperset(ids)}
+
+    def _series_of(self, instance_ids: Iterable[str]) -> dict[str, list[str]]:
+        """Series → its instances that have just come."""
+        found: dict[str, list[str]] = {}
         for instance_id in instance_ids:
             try:
-                found.setdefault(self._orthanc.series_of_instance(instance_id), instance_id)
+                series_id = self._orthanc.series_of_instance(instance_id)
+                found.setdefault(series_id, []).append(instance_id)
             except Gone:  # deleted by a person since
                 continue
             except OrthancUnavailable:
@@ -84,11 +111,11 @@ class Feed:
                 self._compare = True
         return found
 
-    def _note(self, cursor: Cursor, received: dict[str, str]) -> None:
+    def _note(self, cursor: Cursor, received: Mapping[str, Sequence[str]]) -> None:
         known = self._arrivals.known(received)
         origins = {
-            series_id: None if series_id in known else self._origin(instance_id)
-            for series_id, instance_id in received.items()
+            series_id: None if series_id in known else self._origin(instance_ids[0])
+            for series_id, instance_ids in received.items()
         }
         self._arrivals.record(
             FEED, cursor, origins, seen_at=self._seen_at, longest_s=self._longest_pause_s

@@ -11,7 +11,7 @@ from node.errors import DeliveryRefused
 from node.jobs import Job
 from node.kinds import ResultKind
 from node.pipeline.delivery import Delivery, delivery_facts, read_deliveries, refused_by_plan
-from node.ports import SealedRecords
+from node.ports import SealedNames
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def outbound_record(job: Job, name: str) -> str:
     return f"outbound-{job.id}-{name}"
 
 
-def unseal(job: Job, vault: SealedRecords) -> None:
+def unseal(job: Job, vault: SealedNames) -> None:
     """Remove the re-identified objects, also of kinds that a destination refused."""
     study = job.facts["study"]
     for record in vault.names(study):

@@ -15,7 +15,7 @@ from typing import Any
 from pydicom import Dataset
 
 from node import PRODUCT, log
-from node.errors import Incomplete, NodeError, NoMatchingModel, NotAllArrived, Rejected
+from node.errors import Gone, Incomplete, NodeError, NoMatchingModel, NotAllArrived
 from node.jobs import Done, Job, NotYet
 from node.pipeline.completeness import (
     Level,
@@ -75,8 +75,8 @@ def receive(
 
     Raises
     ------
-    Rejected
-        The series is no longer in Orthanc.
+    Gone
+        Instances are no longer in Orthanc.
     DamagedInstance
         Orthanc keeps bytes that are no DICOM object.
     NoMatchingModel
@@ -87,10 +87,7 @@ def receive(
     kept = set(instances.instances_of_series(job.series_id))
     gone = len(set(job.instance_ids) - kept)
     if gone:
-        raise Rejected(
-            f"{gone} of {len(job.instance_ids)} instances are no longer in Orthanc",
-            remedy="Send the series again.",
-        )
+        raise Gone(f"{gone} of {len(job.instance_ids)} instances are no longer in Orthanc")
     header = read_header(instances.instance_header(job.instance_ids[0]))
     if _made_here(header):
         raise NoMatchingModel(

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,12 @@ from node.edges.arrivals import Arrivals
 from node.edges.ledger import Ledger
 from node.edges.orthanc import Orthanc
 from node.edges.orthanc_config import DicomPeer
-from node.edges.orthanc_storage import OrthancStorage
+from node.edges.orthanc_storage import OrthancStorage, StorageState
 from node.edges.watch import Watch
+from node.errors import OrthancUnavailable
+from node.jobs import State, StepName
+from node.pipeline.receive import receive
+from node.pipeline.run import Terms, run_next
 from tests.conftest import NO_BRIDGE
 from tests.orthanc_server import OrthancServer, free_port
 from tests.running_node import (
@@ -53,6 +58,13 @@ def sent(orthanc: OrthancServer, folder: Path, numbers: range) -> None:
 
 def storage_of(orthanc: OrthancServer) -> OrthancStorage:
     return OrthancStorage(Orthanc(orthanc.url, *orthanc.auth))
+
+
+def lose_index(orthanc: OrthancServer) -> None:
+    """The index's disk is gone; Orthanc makes another one."""
+    orthanc.kill()
+    shutil.rmtree(orthanc.index)
+    orthanc.start()
 
 
 def files_in(folder: Path) -> set[bytes]:
@@ -107,14 +119,107 @@ def test_a_lost_index_is_made_anew_from_the_files(orthanc: OrthancServer, tmp_pa
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
     watch = Watch(Orthanc(orthanc.url, *orthanc.auth), ledger, lambda job: None, quiet_s=0)
     watch.once()
-    orthanc.kill()
-    shutil.rmtree(orthanc.index)
-    orthanc.start()
+    lose_index(orthanc)
     watch.once()
     assert len(storage_of(orthanc).restore()) == 12
     assert set(orthanc.get("/instances").json()) == acknowledged
     watch.once()
     assert len(ledger.jobs()) == 1
+
+
+def test_an_instance_deleted_and_sent_again_survives_an_index_from_before_that(
+    orthanc: OrthancServer, tmp_path: Path
+) -> None:
+    """The index has it, with its MD5, and means a file that was deleted: the new one is alone."""
+    sent(orthanc, tmp_path / "ct", range(3))
+    again = orthanc.upload(ct_instance(1))
+    orthanc.kill()
+    older = tmp_path / "older"
+    shutil.copytree(orthanc.index, older)
+    orthanc.start()
+    storage_of(orthanc).delete_instance(again)
+    sent(orthanc, tmp_path / "ct", range(1, 2))
+    orthanc.kill()
+    shutil.rmtree(orthanc.index)
+    shutil.copytree(older, orthanc.index)
+    orthanc.start()
+    storage = storage_of(orthanc)
+    assert [one.outcome for one in storage.restore()] == ["imported"]
+    assert storage.state().orphans == ()
+    kept = {
+        orthanc.get(f"/instances/{one}/file").content for one in orthanc.get("/instances").json()
+    }
+    assert kept == files_in(orthanc.storage) and len(kept) == 3
+
+
+def test_series_wait_until_an_orthanc_that_died_over_the_import_is_through_with_it(
+    orthanc: OrthancServer, tmp_path: Path
+) -> None:
+    """What is there by then is a part. Files that can never be read hold up no others."""
+
+    class Dying(OrthancStorage):
+        def state(self) -> StorageState:
+            found = super().state()
+            orthanc.kill()
+            return found
+
+    sent(orthanc, tmp_path / "ct", range(4))
+    orthanc.kill()
+    shutil.rmtree(orthanc.index)
+    orthanc.start()
+    storage = Dying(Orthanc(orthanc.url, *orthanc.auth))
+    with pytest.raises(OrthancUnavailable):
+        storage.restore()
+    assert not storage.has_looked
+    orthanc.start()
+    for number in range(3):
+        broken = f"00000000-0000-4000-8000-00000000000{number}"
+        (orthanc.storage / "segnode-orphans" / broken).mkdir()
+    storage = storage_of(orthanc)
+    outcomes = Counter(one.outcome for one in storage.restore())
+    assert outcomes == {"imported": 4, "waiting": 3}
+    assert storage.has_looked
+
+
+def test_a_lost_index_undoes_no_decision(orthanc: OrthancServer, tmp_path: Path) -> None:
+    """What was canceled stays so when its instances are back, until somebody sends them again."""
+    sent(orthanc, tmp_path / "ct", range(6))
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    watch = Watch(Orthanc(orthanc.url, *orthanc.auth), ledger, lambda job: None, quiet_s=0)
+    watch.once()
+    [job] = ledger.jobs()
+    ledger.cancel(job.id)
+    lose_index(orthanc)
+    watch.once()  # nothing is there
+    assert len(storage_of(orthanc).restore()) == 6
+    watch.once()
+    watch.once()
+    assert [one.state for one in ledger.jobs()] == [State.CANCELED]
+
+    storage_of(orthanc).delete_instances(job.instance_ids)
+    sent(orthanc, tmp_path / "ct", range(6))
+    watch.once()
+    assert [(one.id, one.state) for one in ledger.jobs()] == [(job.id, State.QUEUED)]
+
+
+def test_a_job_that_missed_its_instances_goes_on_when_they_are_back(
+    orthanc: OrthancServer, tmp_path: Path
+) -> None:
+    """Its step ran while the index was being made anew: that was nobody's decision."""
+    sent(orthanc, tmp_path / "ct", range(6))
+    reader = Orthanc(orthanc.url, *orthanc.auth)
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    watch = Watch(reader, ledger, lambda job: None, quiet_s=0)
+    watch.once()
+    [job] = ledger.jobs()
+    lose_index(orthanc)
+    io = {StepName.RECEIVE: partial(receive, instances=reader)}
+    assert run_next("io", ledger=ledger, steps=io, wake=lambda job: None, terms=Terms())
+    assert [one.state for one in ledger.jobs()] == [State.REJECTED]
+    watch.once()
+    storage_of(orthanc).restore()
+    watch.once()
+    assert [(one.id, one.state) for one in ledger.jobs()] == [(job.id, State.QUEUED)]
 
 
 def test_half_a_file_is_kept_apart_and_does_not_shut_out_the_whole_one(

@@ -128,13 +128,13 @@ def test_what_a_killed_worker_had_begun_is_removed_and_a_live_one_s_is_not(
     writer = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from node.edges.bundles import writing\n"
-        "with writing(Path(sys.argv[1])) as bundle:\n"
+        "from node.edges.artifacts import FolderArtifacts\n"
+        "with FolderArtifacts(Path(sys.argv[1])).writing('job/instances') as bundle:\n"
         "    bundle.add('000001.dcm', b'1')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     parent = tmp_path / "job" / "instances"
-    subprocess.run([sys.executable, "-c", writer, str(parent)], check=False)
+    subprocess.run([sys.executable, "-c", writer, str(tmp_path)], check=False)
     [begun] = parent.iterdir()
     with artifacts.writing("job/instances"):
         [alive] = {*parent.iterdir()} - {begun}
