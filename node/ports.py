@@ -85,7 +85,17 @@ class Artifacts(Protocol):
         """Remove everything below ``prefix``; nothing there is no error."""
 
 
-class SealedRecords(Protocol):
+class SealedNames(Protocol):
+    """The vault as it is emptied."""
+
+    def names(self, study: str) -> list[str]:
+        """All records of the study."""
+
+    def delete(self, study: str, record_type: str) -> None:
+        """Remove one record; none there is no error."""
+
+
+class SealedRecords(SealedNames, Protocol):
     """The vault as steps use it: encrypted records, kept per pseudonymous study."""
 
     def seal(self, study: str, record_type: str, data: bytes) -> None:
@@ -96,12 +106,6 @@ class SealedRecords(Protocol):
 
     def open(self, study: str, record_type: str) -> bytes:
         """Decrypt and authenticate one record."""
-
-    def names(self, study: str) -> list[str]:
-        """All records of the study."""
-
-    def delete(self, study: str, record_type: str) -> None:
-        """Remove one record; none there is no error."""
 
     def remember(self, study: str, keyword: str, value: str) -> None:
         """Let the study be found by an original identifier, which is not stored."""

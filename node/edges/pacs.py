@@ -57,7 +57,7 @@ class DicomDestination:
     connection_timeout_s: float = 10
     association_timeout_s: float = 30
     #: How long the PACS may think about one message.
-    dimse_timeout_s: float = 120
+    dimse_timeout_s: float = field(kw_only=True)
 
 
 @dataclass(frozen=True)

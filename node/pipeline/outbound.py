@@ -18,7 +18,7 @@ from node.pipeline.delivery import (
     refused_by_plan,
 )
 from node.pipeline.working_data import RESULT_KEY
-from node.ports import SealedRecords
+from node.ports import SealedNames
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def outbound_record(job: Job, name: str) -> str:
     return f"outbound-{job.id}-{name}"
 
 
-def unseal(job: Job, vault: SealedRecords) -> None:
+def unseal(job: Job, vault: SealedNames) -> None:
     """Remove the re-identified objects, also of kinds that a destination refused."""
     study = job.facts["study"]
     for record in vault.names(study):
