@@ -27,6 +27,7 @@ from node.manifest import CommandManifest, ModelManifest
 
 _DELIVERY_COLOURS = {
     "waiting": "yellow", "accepted": "blue", "confirmed": "green", "refused": "red",
+    "replaced": "dim",
 }  # fmt: skip
 _COLOURS: Mapping[State, str] = {
     State.QUEUED: "cyan",
