@@ -126,13 +126,14 @@ class StoreStatus:
     """How a destination answered one instance (PS3.4 B.2.3, PS3.18 10.5).
 
     ``said`` is the answer in words, with its code: ``status 0xA700, out of resources``. ``status``
-    is None where there was no answer.
+    is None where there was no answer. ``unsure``: it was sent, and may have arrived.
     """
 
     sop_instance_uid: str
     answer: Answer
     said: str
     status: int | None = None
+    unsure: bool = False
 
     @property
     def accepted(self) -> bool:
@@ -149,7 +150,8 @@ class Pacs(Protocol):
     def store(self, instances: Sequence[bytes]) -> tuple[StoreStatus, ...]:
         """Send Part 10 streams; one status each, in order, also when it breaks off in between.
 
-        PacsUnavailable: nothing was sent, try again. DeliveryRefused: it does not talk to us.
+        PacsUnavailable: nothing was sent, unless it says so; try again. DeliveryRefused: it does
+        not talk to us.
         """
 
     def find_instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
