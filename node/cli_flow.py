@@ -146,12 +146,10 @@ def _hospital() -> Hospital:
 
 
 def _peer(name: str) -> Hospital:
+    from node.destination_check import peer_named
+
     hospital = _hospital()
-    names = [peer.name for peer in hospital.settings.peers]
-    if name not in names:
-        raise NotPossible(
-            f"There is no peer {name!r}", remedy=f"Use one of: {', '.join(names) or 'none is set'}."
-        )
+    peer_named(hospital, name)
     return hospital
 
 

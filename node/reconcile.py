@@ -27,12 +27,11 @@ from node.edges.database import Database, upsert
 from node.edges.ledger_tables import ARRIVALS, JOBS, job_of
 from node.edges.lost_instances import LostInstances
 from node.edges.orthanc_storage import OrthancStorage
-from node.edges.retention import SealedNames
 from node.errors import NodeError
 from node.jobs import Job, State, StepName
 from node.pipeline.delivery import DeliveryState, read_deliveries
 from node.pipeline.outbound import outgoing
-from node.ports import Pacs
+from node.ports import Pacs, SealedNames
 
 #: A lease that ran out so long ago has met no sweep.
 _UNSWEPT_S = 300.0

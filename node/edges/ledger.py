@@ -19,13 +19,13 @@ import sqlalchemy as sa
 
 from node.edges.arrivals import mark_quiet
 from node.edges.database import Database
-from node.edges.ledger_moves import Moves, for_wish, held_by, lasting, taken
+from node.edges.ledger_moves import Moves, for_wish, held_by, taken
 from node.edges.ledger_people import People
 from node.edges.ledger_sweeps import Sweeps, claimable
 from node.edges.ledger_tables import JOBS, job_of
 from node.jobs import BY_HAND, Event, Explained, Job, State, Step, StepName, Wish, after
 from node.pipeline.delivery import read_deliveries
-from node.pipeline.replaced import OF_DELIVERY
+from node.pipeline.outbound import lasting
 from node.pipeline.working_data import RESULT_KEY
 
 #: Facts of one delivery, which the next one does not share.
@@ -265,10 +265,9 @@ class Ledger(Sweeps, People):
         """
         dropped = dict.fromkeys(_OF_DELIVERY)
         # A result may replace the page, when more instances come.
-        told = {name: job.facts[name] for name in OF_DELIVERY if name in job.facts}
         self._stop(
             job, Event.EXPLAINED,
-            {**dropped, "explained": list(done.destinations), "told": told},
+            {**dropped, "explained": list(done.destinations), **lasting(job)},
             step=StepName.DEIDENTIFY, **vars(done.reason),
         )  # fmt: skip
 
@@ -299,9 +298,9 @@ def _covers(job: Job, part: Job) -> bool:
 def _being_sent(job: Job) -> bool:
     """A destination may hold something of it: it goes on to its end, and a newer one follows.
 
-    What waits for a destination that has taken nothing yet (it was down all night) never goes out.
+    What waits for a destination that has nothing of it yet (it was down all night) never goes out.
     """
     if job.step is not StepName.DELIVER:
         return job.step is StepName.CONFIRM
-    taken_by_somebody = any(one.accepted for one in read_deliveries(job).values())
-    return job.state is State.RUNNING or job.crashes > 0 or taken_by_somebody
+    some = any(one.accepted or one.may_hold for one in read_deliveries(job).values())
+    return job.state is State.RUNNING or job.crashes > 0 or some

@@ -88,6 +88,6 @@ def refused_over_http(sop_instance_uid: str, code: int) -> StoreStatus:
     return StoreStatus(sop_instance_uid, Answer.REFUSED, said, code)
 
 
-def not_answered(sop_instance_uid: str, why: str) -> StoreStatus:
+def not_answered(sop_instance_uid: str, why: str, *, sent: bool) -> StoreStatus:
     """An instance of which nobody knows whether it has arrived, or that was not sent any more."""
-    return StoreStatus(sop_instance_uid, Answer.TRY_AGAIN, why)
+    return StoreStatus(sop_instance_uid, Answer.TRY_AGAIN, why, unsure=sent)

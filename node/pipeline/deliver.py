@@ -86,7 +86,7 @@ def deliver(
         progress.advance(progress.due(clock(), paused()), go_on)
     deliveries = progress.all
     if _plan_is_old(job, deliveries):
-        return _encode_anew(deliveries)
+        return Redirect(StepName.ENCODE, delivery_facts(deliveries))
     waiting = [one for one in deliveries.values() if _waits(one)]
     if waiting:
         causes = dict.fromkeys(one.cause for one in waiting)
@@ -115,13 +115,19 @@ def _sent(
     for batch in _batches([one for one in objects if one.name not in accepted]):
         with as_node_errors():
             data = [vault.open(job.facts["study"], outbound_record(job, one.name)) for one in batch]
+        before, delivery = delivery, delivery.sending(one.name for one in batch)
+        keep(delivery)
         try:
             statuses = destination.store(data)
         except Unavailable as error:
-            return delivery.wait(error, clock())
+            sent = getattr(error, "sent", False)
+            return (delivery if sent else before).wait(error, clock())
         except DeliveryRefused as error:
-            return delivery.refuse(str(error), error.remedy)
+            return before.refuse(str(error), error.remedy)
+        unsure = set(before.may_hold)
         for one, status in zip(batch, statuses, strict=True):
+            if status.unsure:
+                unsure.add(one.name)
             if status.accepted:
                 accepted[one.name] = "" if status.answer is Answer.ACCEPTED else status.said
             else:
@@ -132,11 +138,12 @@ def _sent(
                     later.append(status)
         if len(accepted) > len(delivery.accepted):
             delivery = replace(delivery, tries=0, since=None)
-        delivery = replace(delivery, accepted=accepted, failed=failed)
+        may_hold = [one for one in delivery.may_hold if one in unsure and one not in accepted]
+        delivery = replace(delivery, accepted=accepted, failed=failed, may_hold=tuple(may_hold))
         keep(delivery)
         if refused and refused[0][0].kind.is_segmentation:
             log.get().warning("falls back to captures", job_id=job.id, destination=name)
-            return Delivery(fallback=refused[0][1].said)
+            return replace(delivery.reopen(), fallback=refused[0][1].said)
         if later:
             break
     if later:
@@ -178,12 +185,3 @@ def _plan_is_old(job: Job, deliveries: Deliveries) -> bool:
         deliveries[name].fallback and any(ResultKind(kind).is_segmentation for kind in plan[name])
         for name in plan
     )
-
-
-def _encode_anew(deliveries: Deliveries) -> Redirect:
-    # Objects are numbered anew too: who has not taken all of his gets all.
-    begun = {
-        name: replace(one, accepted={}, failed={}) if _waits(one) else one
-        for name, one in deliveries.items()
-    }
-    return Redirect(StepName.ENCODE, delivery_facts(begun))

@@ -26,6 +26,9 @@ CALLS = [
     ("POST", "/jobs/{id}/retry"),
     ("POST", "/jobs/{id}/cancel"),
     ("GET", "/models"),
+    ("GET", "/storage"),
+    ("GET", "/flow"),
+    ("POST", "/flow/queue/cpu/pause"),
     ("POST", "/studies/{study}/process"),
     ("GET", "/nothing-here"),
 ]
