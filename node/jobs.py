@@ -113,6 +113,7 @@ class Event(StrEnum):
     SUPERSEDE = "supersede"
     FREED = "working data freed"  #: the state stays: nobody needs the data any more
     DELETED = "received series deleted"  #: the state stays: kept for as long as the rules say
+    LOST = "received instances lost"  #: the state stays: their files are gone
 
 
 #: It goes on by itself.
