@@ -113,6 +113,7 @@ class Event(StrEnum):
     SUPERSEDE = "supersede"
     FREED = "working data freed"  #: the state stays: nobody needs the data any more
     DELETED = "received series deleted"  #: the state stays: kept for as long as the rules say
+    LOST = "received instances lost"  #: the state stays: their files are gone
 
 
 #: It goes on by itself.
@@ -285,6 +286,13 @@ class Explained:
 
 
 @dataclass(frozen=True)
+class Superseded:
+    """A newer result has replaced this one: nothing is left to do."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class HandedOver:
     """Another zone works on the step now; its message will finish it."""
 
@@ -302,7 +310,7 @@ class NotYet:
     delay_s: float | None = None
 
 
-Outcome = Done | Routed | Redirect | Explained | HandedOver | NotYet
+Outcome = Done | Routed | Redirect | Explained | Superseded | HandedOver | NotYet
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from node.manifest import CommandManifest, ModelManifest
 
 _DELIVERY_COLOURS = {
     "waiting": "yellow", "accepted": "blue", "confirmed": "green", "refused": "red",
+    "replaced": "dim",
 }  # fmt: skip
 _COLOURS: Mapping[State, str] = {
     State.QUEUED: "cyan",
@@ -166,9 +167,10 @@ def journal(entries: Sequence[Entry]) -> Table:
         told = one.entry
         when = datetime.fromtimestamp(told["at_ms"] / 1000)
         state = State(told["state"])
+        shown = Text(state, _COLOURS[state]) if "job" in told else ""
         table.add_row(
-            str(one.number), f"{when:%m-%d %H:%M:%S}", told["job"][:8], told["step"],
-            told["event"], Text(state, _COLOURS[state]), told["who"],
+            str(one.number), f"{when:%m-%d %H:%M:%S}", told.get("job", "")[:8], told["step"],
+            told["event"], shown, told["who"],
             told.get("cause", "") or _made(told),
         )  # fmt: skip
     return table

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from node import log
 from node.edges.orthanc import Orthanc
-from node.errors import DamagedInstance, OutOfSpace, Rejected, Unavailable
+from node.errors import DamagedInstance, Gone, OutOfSpace, Rejected, Unavailable
 from node.imaging.whole import is_whole
 
 _STORAGE = "/segnode/storage"
@@ -59,7 +59,8 @@ class StorageState:
     unreadable
         Files of which no instance can be made; kept for a person.
     fileless
-        Ids of instances that the index has and whose file was gone when Orthanc started.
+        Ids of instances that the index has and whose file was gone when Orthanc started; one that
+        came again is not among them.
     """
 
     disks: tuple[Disk, ...]
@@ -127,13 +128,17 @@ class OrthancStorage:
         self._looked.set()
         return done
 
-    def has_instance(self, instance_id: str) -> bool:
-        """Whether the instance is in Orthanc's index."""
+    def is_fileless(self, instance_id: str) -> bool:
+        """Whether the instance is in Orthanc's index and its file is not on the disk."""
         try:
-            self._orthanc.request("GET", f"/instances/{instance_id}")
-        except Rejected:
+            return self._orthanc.kept_file(instance_id) is None
+        except Gone:
             return False
-        return True
+
+    def parents_of(self, instance_id: str) -> tuple[str, str]:
+        """Ids of its study and its series; Gone if it is not in the index."""
+        series_id = self._orthanc.series_of_instance(instance_id)
+        return self._orthanc.study_of_series(series_id), series_id
 
     def delete_instance(self, instance_id: str) -> None:
         """Remove an instance from Orthanc; one that is not there is no error."""

@@ -259,6 +259,10 @@ def test_an_instance_without_its_file_is_named_and_can_be_sent_again(
     storage.delete_instance(gone)
     sent(orthanc, tmp_path / "ct", range(3))
     assert len(orthanc.get(f"/instances/{gone}/file").content) > 1000
+    until = time.monotonic() + 30
+    while storage.state().fileless:  # Orthanc tells its plugins a moment later
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_a_start_after_an_orderly_stop_moves_nothing(
