@@ -47,6 +47,8 @@ def folder_at(root: Path, name: str, *, make: bool = False) -> Iterator[int]:
     OSError
         It :func:`is_not_there`, or the disk's own.
     """
+    if make:
+        root.mkdir(0o750, parents=True, exist_ok=True)
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in checked(name).parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -161,6 +162,15 @@ def test_a_full_disk_is_waited_for(artifacts: FolderArtifacts) -> None:
     with pytest.raises(OutOfSpace), bundles.disk_errors_named(), Path("/dev/full").open("wb") as f:
         f.write(b"1")
         f.flush()
+
+
+def test_a_store_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    """Its data are gone, and are made again from Orthanc's copy while the node runs."""
+    store = FolderArtifacts(tmp_path / "artifacts")
+    write(store)
+    shutil.rmtree(tmp_path / "artifacts")
+    assert store.names("job/") == []
+    assert store.bundle("job/instances", write(store)).contents() == [*FILES.values()]
 
 
 def test_names_that_lead_elsewhere_are_refused(artifacts: FolderArtifacts) -> None:
