@@ -286,6 +286,13 @@ class Explained:
 
 
 @dataclass(frozen=True)
+class Superseded:
+    """A newer result has replaced this one: nothing is left to do."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class HandedOver:
     """Another zone works on the step now; its message will finish it."""
 
@@ -303,7 +310,7 @@ class NotYet:
     delay_s: float | None = None
 
 
-Outcome = Done | Routed | Redirect | Explained | HandedOver | NotYet
+Outcome = Done | Routed | Redirect | Explained | Superseded | HandedOver | NotYet
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _DELIVERY_COLOURS = {
     "waiting": "yellow", "accepted": "blue", "confirmed": "green", "refused": "red",
+    "replaced": "dim",
 }  # fmt: skip
 _COLOURS: Mapping[State, str] = {
     State.QUEUED: "cyan",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from node.pipeline.delivery import (
 from node.pipeline.identity_errors import as_node_errors
 from node.pipeline.outbound import Outgoing, outbound_record, outgoing
 from node.pipeline.proof import Prover
+from node.pipeline.replaced import replaced_at
 from node.ports import Answer, Pacs, SealedRecords, StoreStatus
 
 #: How many objects are decrypted and sent at once: pictures of a long series would fill the memory.
@@ -43,6 +44,7 @@ def deliver(
     prover: Prover,
     note: Callable[[Job, Mapping[str, Any]], bool],
     paused: Callable[[], frozenset[str]] = frozenset,
+    jobs_of_series: Callable[[Job], Iterable[Job]] = lambda _: (),
     clock: Callable[[], float] = time.time,
 ) -> Done | NotYet | Redirect:
     """Send each destination its kinds of result, and of those only what it has not taken yet.
@@ -57,6 +59,8 @@ def deliver(
         Keeps the fact in the ledger while the step runs, so that a killed worker costs one batch.
     paused
         Destinations that a person has paused.
+    jobs_of_series
+        All jobs of the job's series: a newer one may have told a destination to reject this one.
 
     Facts
     -----
@@ -82,6 +86,7 @@ def deliver(
         if several and progress[name].state is DeliveryState.ACCEPTED:
             keep(prover.prove(job, name, progress[name], keep))
 
+    progress.replaced(replaced_at(job, jobs_of_series(job)))
     if not _plan_is_old(job, progress.all):
         progress.advance(progress.due(clock(), paused()), go_on)
     deliveries = progress.all
@@ -93,7 +98,9 @@ def deliver(
         reason = PacsUnavailable("; ".join(causes), remedy=waiting[0].remedy or None)
         open_ones = [one for one in deliveries.values() if not one.over]
         return NotYet(reason, delivery_facts(deliveries), next_look_s(open_ones, clock()))
-    if not any(one.accepted_at for one in deliveries.values()):
+    if not any(
+        one.accepted_at or one.state is DeliveryState.REPLACED for one in deliveries.values()
+    ):
         raise not_delivered(deliveries)
     return Done(delivery_facts(deliveries))
 
@@ -182,6 +189,8 @@ def _plan_is_old(job: Job, deliveries: Deliveries) -> bool:
     """A destination that has refused the Segmentation is still to get it."""
     plan = job.facts["plan"]
     return any(
-        deliveries[name].fallback and any(ResultKind(kind).is_segmentation for kind in plan[name])
+        deliveries[name].fallback
+        and _waits(deliveries[name])
+        and any(ResultKind(kind).is_segmentation for kind in plan[name])
         for name in plan
     )

@@ -7,6 +7,8 @@
        ▲  └──► refused            │
        └──────────────────────────┘ not kept: sent again
 
+    waiting, accepted ──► replaced, once it has taken a newer job's rejection note
+
 Kept as the fact ``delivery``: destination → plain JSON of :class:`Delivery`, without what is as it
 was at the beginning. Nothing here comes from a patient: objects are known by their kind and number.
 """
@@ -40,6 +42,11 @@ class DeliveryState(StrEnum):
     ACCEPTED = "accepted"  #: it has taken all and proven nothing yet
     CONFIRMED = "confirmed"  #: it has proven that it keeps all
     REFUSED = "refused"  #: its answer will not change before a person has changed something
+    REPLACED = "replaced"  #: it was told to reject them: it need not get, keep or prove them
+
+
+#: Nothing is left to do.
+_SETTLED = (DeliveryState.CONFIRMED, DeliveryState.REPLACED)
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ class Delivery:
     @property
     def over(self) -> bool:
         """Nothing more happens to it without a person."""
-        return self.given_up or self.state in (DeliveryState.CONFIRMED, DeliveryState.REFUSED)
+        return self.given_up or self.state in (*_SETTLED, DeliveryState.REFUSED)
 
     def due(self, now: float) -> bool:
         """Something can be done now. A time far ahead is that of a clock that was set back."""
@@ -155,6 +162,13 @@ class Delivery:
             remedy="", error="", next_try_at=None, transactions=(),
         )  # fmt: skip
 
+    def replaced(self) -> Delivery:
+        """The destination has taken a newer job's note about it, and may hide what it has."""
+        return replace(
+            self, state=DeliveryState.REPLACED, next_try_at=None, remedy="", error="",
+            cause="A newer result has replaced this one", transactions=(),
+        )  # fmt: skip
+
     def send_again(self, lost: Iterable[str]) -> Delivery:
         """These objects were taken and are not kept: back to waiting, at once."""
         gone = set(lost)
@@ -175,7 +189,7 @@ class Delivery:
         What was taken and never proven is sent once more. Of pictures instead of a Segmentation
         the rest is sent, if some were: otherwise the Segmentation is offered again.
         """
-        if self.state is DeliveryState.CONFIRMED:
+        if self.state in _SETTLED:
             return self
         unproven = self.state is DeliveryState.ACCEPTED
         known = self.sending(self.accepted) if unproven else self
@@ -223,6 +237,12 @@ class Progress:
         """Destination → delivery, as they are now."""
         return dict(self._deliveries)
 
+    def replaced(self, names: Iterable[str]) -> None:
+        """These have taken a newer job's note about it."""
+        for name in names:
+            if name in self._deliveries and not self[name].over:
+                self[name] = self[name].replaced()
+
     def due(self, now: float, paused: frozenset[str]) -> list[str]:
         """Who can go on now. Who was paused by a person is looked at again in a while."""
         found = []
@@ -255,8 +275,10 @@ def next_look_s(deliveries: Iterable[Delivery], now: float) -> float:
 
 def not_delivered(deliveries: Deliveries) -> NotDelivered:
     """Why a job cannot end confirmed: who does not keep its results."""
-    missing = {name: one for name, one in deliveries.items() if one.over and not one.confirmed_at}
-    kept = [name for name, one in deliveries.items() if one.confirmed_at]
+    missing = {
+        name: one for name, one in deliveries.items() if one.over and one.state not in _SETTLED
+    }
+    kept = [name for name, one in deliveries.items() if one.state is DeliveryState.CONFIRMED]
     cause = "; ".join(dict.fromkeys(one.cause for one in missing.values()))
     if kept:
         cause += f". {', '.join(kept)} {'keeps' if len(kept) == 1 else 'keep'} the results"

@@ -48,6 +48,18 @@ def _going_out(job: Job) -> Mapping[str, Sequence[Outgoing]]:
     }
 
 
+def replaced_at(job: Job, jobs: Iterable[Job]) -> frozenset[str]:
+    """Destinations that have taken a later job's note about this one."""
+    own = {one.sop_instance_uid for one in outgoing(job)}
+    return frozenset(
+        name
+        for later in jobs
+        if _is_earlier(job, later)
+        for name, uid in _rejected_by(later)
+        if uid in own
+    )
+
+
 def replacement_facts(replacements: Replacements) -> dict[str, Any]:
     """``replaces``: destination → series → SOP Instance UIDs, all of them made here."""
     replaces: dict[str, dict[str, list[str]]] = {}
