@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from node.errors import NodeError, NotPossible
+from node.findings import Finding
 from node.kinds import CHOOSABLE, ResultKind
 from node.settings import DicomPeer, DicomWebPeer
-from node.tables import Finding
 from node.wiring import Hospital
 
 ASKED = (*CHOOSABLE, ResultKind.LABELMAP)

@@ -31,6 +31,7 @@ from node.errors import NodeError
 from node.jobs import Job, State, StepName
 from node.pipeline.delivery import DeliveryState, read_deliveries
 from node.pipeline.outbound import outgoing
+from node.pipeline.replaced import replaced_at
 from node.ports import Pacs, SealedNames
 
 #: A lease that ran out so long ago has met no sweep.
@@ -288,13 +289,16 @@ class Reconciler:
 
     def results(self) -> Iterator[Disagreement]:
         """Results that a PACS has proven to keep, and does not have any more: a sample."""
-        confirmed = [job for job in self._jobs() if job.state is State.CONFIRMED]
+        jobs = self._jobs()
+        confirmed = [job for job in jobs if job.state is State.CONFIRMED]
         newest = sorted(confirmed, key=lambda job: job.updated_at, reverse=True)[:_SAMPLE]
         for name, pacs in self.destinations.items():
             for job in newest:
                 delivery = read_deliveries(job).get(name)
                 if delivery is None or delivery.state is not DeliveryState.CONFIRMED:
                     continue
+                if name in replaced_at(job, jobs):
+                    continue  # it hides them because it was told to
                 try:
                     missing = self._missing(job, name, pacs)
                 except NodeError as error:

@@ -190,7 +190,6 @@ def _told(job: Job) -> dict[str, Any]:
         "model": job.model, "model_digest": job.model_digest,
         "rule": job.rule, "rule_version": job.rule_version,
         "cause": job.cause, "error": job.error, "results": results, "delivery": delivery,
-        "lost": job.facts.get("lost", []),
     }  # fmt: skip
     return {name: value for name, value in told.items() if value not in ("", [], {}, 0)}
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import sqlalchemy as sa
 
 from node import log
-from node.edges import journal
-from node.edges.database import Database
-from node.edges.ledger_tables import JOBS, JOURNAL, job_of
+from node.edges.database import Database, upsert
+from node.edges.journal import Chain
+from node.edges.ledger_tables import JOBS, LOST, job_of
 from node.edges.orthanc_storage import OrthancStorage
 from node.errors import Gone
 from node.jobs import Event, Job, State
@@ -37,7 +37,7 @@ class Loss:
 
 
 class LostInstances:
-    """Takes instances without a file out of Orthanc; the studies' journals remember them."""
+    """Takes instances without a file out of Orthanc; ledger and journal remember them."""
 
     def __init__(self, database: Database, storage: OrthancStorage) -> None:
         self._database, self._storage = database, storage
@@ -59,13 +59,11 @@ class LostInstances:
 
     def missing(self) -> list[Loss]:
         """What was taken out in the last month and has not come again, series by series."""
-        since = (self._database.clock() - _TOLD_S) * 1000
-        query = sa.select(JOURNAL).where(JOURNAL.c.entry["event"].as_string() == str(Event.LOST))
+        query = sa.select(LOST).where(LOST.c.since > self._database.clock() - _TOLD_S)
         lost: dict[tuple[str, str], set[str]] = defaultdict(set)
         with self._database.transaction() as tx:
             for row in tx.execute(query):
-                if row.entry["at_ms"] >= since:
-                    lost[row.study_id, row.entry["series"]].update(row.entry["lost"])
+                lost[row.study_id, row.series_id].add(row.instance_id)
         found = []
         for (study_id, series_id), instances in lost.items():
             if gone := instances - self._storage.instances_of(series_id):
@@ -78,11 +76,14 @@ class LostInstances:
         # Of a series that was still arriving there is no job yet.
         none = Job("", series_id, study_id, ())
         job = max(self._jobs(series_id), key=lambda job: job.created_at, default=none)
-        told = replace(
-            job, facts={"lost": sorted(lost)}, error="",
-            cause=f"The files of {len(lost)} received instances are gone: send the series again",
-        )  # fmt: skip
-        journal.note(self._database, "reconcile", Event.LOST, told)
+        cause = f"{len(lost)} received instances have lost their files: send the series again"
+        told = replace(job, cause=cause, error="")
+        now = self._database.clock()
+        values = {"series_id": series_id, "study_id": study_id, "since": now}
+        with self._database.transaction() as tx:
+            Chain(tx, study_id).append(now, "reconcile", Event.LOST, job.state, told)
+            for one in lost:
+                upsert(tx, LOST, {"instance_id": one}, values)
         log.get().warning(str(Event.LOST), job_id=job.id, instances=len(lost))
 
     def _jobs(self, series_id: str) -> list[Job]:

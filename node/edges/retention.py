@@ -19,7 +19,7 @@ from node.edges import journal
 from node.edges.artifacts import FolderArtifacts
 from node.edges.database import Database
 from node.edges.journal import Chain
-from node.edges.ledger_tables import ARRIVALS, JOBS, job_of
+from node.edges.ledger_tables import ARRIVALS, JOBS, LOST, job_of
 from node.errors import NoMatchingModel
 from node.jobs import Event, Job, State, StepName
 from node.pipeline.outbound import unseal
@@ -109,6 +109,7 @@ class Retention:
             for job in jobs:
                 self._artifacts.delete(f"{job.id}/")
             self._received.delete_instances(newest.instance_ids)
+            tx.execute(sa.delete(LOST).where(LOST.c.series_id == series_id))
             now = self._database.clock()
             chain.append(now, "retention", Event.DELETED, newest.state, newest)
         log.get().info(str(Event.DELETED), job_id=newest.id, state=str(newest.state))

@@ -24,7 +24,7 @@ from node.pipeline.delivery import (
 from node.pipeline.identity_errors import as_node_errors
 from node.pipeline.outbound import Outgoing, outbound_record, outgoing
 from node.pipeline.proof import Prover
-from node.pipeline.replaced import replaced_at
+from node.pipeline.replaced import has_newer, replaced_at
 from node.ports import Answer, Pacs, SealedRecords, StoreStatus
 
 #: How many objects are decrypted and sent at once: pictures of a long series would fill the memory.
@@ -61,6 +61,7 @@ def deliver(
         Destinations that a person has paused.
     jobs_of_series
         All jobs of the job's series: a newer one may have told a destination to reject this one.
+        Who refuses the Segmentation gets no pictures of it where a newer result is on its way.
 
     Facts
     -----
@@ -87,10 +88,14 @@ def deliver(
             keep(prover.prove(job, name, progress[name], keep))
 
     progress.replaced(replaced_at(job, jobs_of_series(job)))
-    if not _plan_is_old(job, progress.all):
+    if not _refused_the_segmentation(job, progress.all):
         progress.advance(progress.due(clock(), paused()), go_on)
+    refused = _refused_the_segmentation(job, progress.all)
+    if refused and has_newer(job, jobs_of_series(job)):
+        progress.replaced(refused)  # no pictures of this one beside the newer result
+        refused = []
     deliveries = progress.all
-    if _plan_is_old(job, deliveries):
+    if refused:
         return Redirect(StepName.ENCODE, delivery_facts(deliveries))
     waiting = [one for one in deliveries.values() if _waits(one)]
     if waiting:
@@ -185,12 +190,13 @@ def _waits(delivery: Delivery) -> bool:
     return delivery.state is DeliveryState.WAITING and not delivery.over
 
 
-def _plan_is_old(job: Job, deliveries: Deliveries) -> bool:
-    """A destination that has refused the Segmentation is still to get it."""
+def _refused_the_segmentation(job: Job, deliveries: Deliveries) -> list[str]:
+    """Destinations that are still to get it by the plan, which is old for them."""
     plan = job.facts["plan"]
-    return any(
-        deliveries[name].fallback
+    return [
+        name
+        for name in plan
+        if deliveries[name].fallback
         and _waits(deliveries[name])
         and any(ResultKind(kind).is_segmentation for kind in plan[name])
-        for name in plan
-    )
+    ]

@@ -42,7 +42,7 @@ class DeliveryState(StrEnum):
     ACCEPTED = "accepted"  #: it has taken all and proven nothing yet
     CONFIRMED = "confirmed"  #: it has proven that it keeps all
     REFUSED = "refused"  #: its answer will not change before a person has changed something
-    REPLACED = "replaced"  #: it was told to reject them: it need not get, keep or prove them
+    REPLACED = "replaced"  #: a newer result takes their place: nothing more is sent or proven
 
 
 #: Nothing is left to do.
@@ -163,10 +163,10 @@ class Delivery:
         )  # fmt: skip
 
     def replaced(self) -> Delivery:
-        """The destination has taken a newer job's note about it, and may hide what it has."""
+        """A newer result takes its place there; what it has may be hidden."""
         return replace(
             self, state=DeliveryState.REPLACED, next_try_at=None, remedy="", error="",
-            cause="A newer result has replaced this one", transactions=(),
+            cause="A newer result replaces this one", transactions=(),
         )  # fmt: skip
 
     def send_again(self, lost: Iterable[str]) -> Delivery:
@@ -238,7 +238,7 @@ class Progress:
         return dict(self._deliveries)
 
     def replaced(self, names: Iterable[str]) -> None:
-        """These have taken a newer job's note about it."""
+        """These get a newer result instead, or were told to reject this one."""
         for name in names:
             if name in self._deliveries and not self[name].over:
                 self[name] = self[name].replaced()

@@ -7,9 +7,10 @@ destination, both would stand in the study.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from node.jobs import OPEN, Job, StepName
+from node.jobs import OPEN, Job, State, StepName
 from node.kinds import ResultKind
 from node.pipeline.delivery import read_deliveries
 from node.pipeline.outbound import Outgoing, outgoing, taken_by
@@ -57,6 +58,15 @@ def replaced_at(job: Job, jobs: Iterable[Job]) -> frozenset[str]:
         if _is_earlier(job, later)
         for name, uid in _rejected_by(later)
         if uid in own
+    )
+
+
+def has_newer(job: Job, jobs: Iterable[Job]) -> bool:
+    """A later job of more instances is on its way, or there already."""
+    return any(
+        _is_earlier(job, replace(later, model=later.model or job.model))
+        and later.state in (*OPEN, State.CONFIRMED)
+        for later in jobs
     )
 
 

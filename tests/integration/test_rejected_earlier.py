@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dicom_peers import STUDY
 from moody_pacs import MoodyPacs, Outbox, aborting, content
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from node.edges.console_json import deliveries_shown
 from node.jobs import Job, State, StepName
+from node.reconcile import Reconciler
 from tests.integration.test_delivery import always, once, reached
 from tests.ledger_case import claimed
 from tests.orthanc_server import free_port
@@ -83,3 +85,41 @@ def test_a_destination_that_refused_is_still_named(tmp_path: Path) -> None:
         assert outbox.ledger.retry(failed.id).step is StepName.DELIVER
         assert outbox.run().state is State.SUPERSEDED
         assert bad.held == set(outbox.captures) and pacs.sent == {}
+
+
+def test_who_refuses_the_segmentation_gets_no_pictures_beside_a_newer_result(
+    tmp_path: Path,
+) -> None:
+    """The newer result's note was made before and does not name them."""
+    with MoodyPacs() as pacs, MoodyPacs() as other:
+        to = {"pacs": reached(pacs.port), "other": reached(other.port, "other")}
+        outbox = Outbox(tmp_path, to)
+        pacs.mood = always(0xC000, outbox.SEG)
+        outbox.others = (replace(outbox.job, id="newer", instance_ids=("one", "two"), facts={}),)
+        ended = outbox.run()
+        assert ended.state is State.SUPERSEDED
+        assert (other.held, pacs.held) == ({outbox.SEG}, set())
+    states = {one["destination"]: one["state"] for one in deliveries_shown(ended, 0.0)}
+    assert states == {"pacs": "replaced", "other": "confirmed"}
+
+
+def test_what_an_archive_hides_because_it_was_told_to_is_no_disagreement(tmp_path: Path) -> None:
+    """`segnode doctor` asks for a sample of what was proven."""
+    with MoodyPacs() as pacs:
+        to = {"pacs": reached(pacs.port)}
+        outbox = Outbox(tmp_path, to)
+        first = outbox.run()
+        assert first.state is State.CONFIRMED
+        database = outbox.ledger.database
+        look = Reconciler(
+            database, *(None,) * 6, "", to, lambda job: STUDY  # type: ignore[arg-type]
+        ).results  # fmt: skip
+        assert list(look()) == []
+        pacs.held.clear()
+        [said] = look()
+        assert "no longer has 1 object" in said.found
+        opened = outbox.ledger.open_jobs("series", "study", ["one", "two"])
+        assert opened is not None
+        held = claimed(outbox.ledger, opened)
+        assert outbox.ledger.note(held, newer(first, [outbox.SEG]).facts)
+        assert list(look()) == []
