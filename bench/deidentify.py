@@ -3,7 +3,7 @@
     bench/deidentify.py                          200 CT, three rounds, as a table
     bench/deidentify.py --slices 50 --rounds 1 --json FILE
 
-All run in turn over the same made-up CT series (:mod:`bench.phantom_ct`), files in memory, each in
+All run in turn over the same made-up CT series (:mod:`bench.planted_ct`), files in memory, each in
 a process of its own. CPU time is what is compared, because it holds on a busy machine; the median
 of the rounds, and of several passes in each for what is over in a moment. The peers are installed
 into environments below var/bench-peers; one that cannot be is reported as absent. Orthanc's time is
@@ -35,7 +35,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.phantom_ct import DATES, NAME, ROOT, write_phantom
+from bench.planted_ct import DATES, NAME, ROOT, write_planted_ct
 from tests.orthanc_server import OrthancServer
 
 REQUIREMENTS = REPOSITORY / "bench" / "requirements-peers.txt"
@@ -239,7 +239,7 @@ def main() -> int:
     results = {tool: Result(tool) for tool in (*OWN_RUNS, *PEERS, ORTHANC)}
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-deidentify-") as place:
         folder = Path(place)
-        planted = write_phantom(folder / "in", options.slices)
+        planted = write_planted_ct(folder / "in", options.slices)
         runs: dict[str, Callable[[], dict[str, float]]] = {}
         for tool in (*OWN_RUNS, *PEERS):
             try:

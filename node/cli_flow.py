@@ -99,7 +99,9 @@ def pacs_resume(name: PeerName) -> None:
 
 
 def journal(
-    study: Annotated[str, typer.Argument(help="Orthanc's id of the study, or a job's id.")],
+    study: Annotated[
+        str, typer.Argument(help="Orthanc's id of the study, a job's id, or an exported file.")
+    ],
     verify: Annotated[bool, typer.Option("--verify", help="Only say whether it is whole.")] = False,
     export: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Write it as JSON lines; - for here.")
@@ -107,13 +109,18 @@ def journal(
 ) -> None:
     """What happened to a study: every state, who caused it, rule, model, results."""
     from node import tables
-    from node.edges.journal import Journal, lines_of
+    from node.edges.journal import Journal, entries_of, lines_of, verdict_of
 
-    ledger = _hospital().ledger
-    found = Journal(ledger.database)
-    study_id = study if study in found.studies() else ledger.find(study).study_id
-    verdict = found.verify(study_id)
-    entries = found.entries(study_id)
+    if Path(study).is_file():  # kept elsewhere, verified without a node
+        verify = True
+        entries = entries_of(Path(study).read_text(errors="replace").splitlines())
+        verdict = verdict_of(entries, None)
+    else:
+        ledger = _hospital().ledger
+        found = Journal(ledger.database)
+        study_id = study if study in found.studies() else ledger.find(study).study_id
+        verdict = found.verify(study_id)
+        entries = found.entries(study_id)
     if export is not None:
         text = "".join(f"{line}\n" for line in lines_of(entries))
         if str(export) == "-":
@@ -146,12 +153,10 @@ def _hospital() -> Hospital:
 
 
 def _peer(name: str) -> Hospital:
+    from node.destination_check import peer_named
+
     hospital = _hospital()
-    names = [peer.name for peer in hospital.settings.peers]
-    if name not in names:
-        raise NotPossible(
-            f"There is no peer {name!r}", remedy=f"Use one of: {', '.join(names) or 'none is set'}."
-        )
+    peer_named(hospital, name)
     return hospital
 
 

@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from node.errors import NodeError
+from node.errors import NodeError, NotPossible
+from node.findings import Finding
 from node.kinds import CHOOSABLE, ResultKind
 from node.settings import DicomPeer, DicomWebPeer
-from node.tables import Finding
 from node.wiring import Hospital
 
 ASKED = (*CHOOSABLE, ResultKind.LABELMAP)
@@ -36,21 +36,32 @@ class DestinationCheck:
     proposed: tuple[ResultKind, ...] = ()
 
 
+def peer_named(hospital: Hospital, name: str) -> DicomPeer | DicomWebPeer:
+    """One peer of the settings.
+
+    Raises
+    ------
+    NotPossible
+        There is no peer of that name.
+    """
+    peers = {peer.name: peer for peer in hospital.settings.peers}
+    if name not in peers:
+        raise NotPossible(
+            f"There is no peer {name!r}",
+            remedy=f"Peers in segnode.toml: {', '.join(peers) or 'none'}.",
+        )
+    return peers[name]
+
+
 def check_destination(hospital: Hospital, name: str) -> DestinationCheck:
     """Ask one destination.
 
     Raises
     ------
-    NodeError
+    NotPossible
         There is no peer of that name.
     """
-    peers = {peer.name: peer for peer in hospital.settings.peers}
-    if name not in peers:
-        raise NodeError(
-            f"There is no peer {name!r}",
-            remedy=f"Peers in segnode.toml: {', '.join(peers) or 'none'}.",
-        )
-    peer = peers[name]
+    peer = peer_named(hospital, name)
     findings = [echoed(hospital, name), _encrypted(hospital, peer)]
     if findings[0].level == "wrong":
         return DestinationCheck(tuple(findings))

@@ -14,10 +14,10 @@ from node.edges.arrivals import Arrivals, settle_s
 from node.edges.orthanc_storage import Disk
 from node.edges.space import Forecast
 from node.errors import NodeError
+from node.findings import Finding
 from node.manifest import CommandManifest
 from node.runtimes.network import verified_weights
 from node.settings import Settings
-from node.tables import Finding
 from node.wiring import Hospital
 
 _TOOLS = {

@@ -181,14 +181,19 @@ class LedgerUnavailable(Unavailable):
 class PacsUnavailable(Unavailable):
     """The destination did not answer, or asked to be tried again later.
 
-    ``retry_after_s`` is when, if it said so.
+    ``retry_after_s`` is when, if it said so. ``sent``: what was sent may have arrived all the same.
     """
 
     def __init__(
-        self, message: str, *, remedy: str | None = None, retry_after_s: float | None = None
+        self,
+        message: str,
+        *,
+        remedy: str | None = None,
+        retry_after_s: float | None = None,
+        sent: bool = False,
     ) -> None:
         super().__init__(message, remedy=remedy)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.sent = retry_after_s, sent
 
 
 class LeaseLost(Unavailable):

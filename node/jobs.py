@@ -114,9 +114,11 @@ class Event(StrEnum):
     SUPERSEDE = "supersede"
     FREED = "working data freed"  #: the state stays: nobody needs the data any more
     DELETED = "received series deleted"  #: the state stays: kept for as long as the rules say
+    LOST = "received instances lost"  #: the state stays: their files are gone
 
 
-_OPEN = (State.QUEUED, State.RUNNING, State.WAITING)
+#: It goes on by itself.
+OPEN = (State.QUEUED, State.RUNNING, State.WAITING)
 _HELD = (State.REJECTED, State.INCOMPLETE, State.QUARANTINED, State.FAILED, State.CANCELED)
 
 _ENDED_WITHOUT_RESULT = (State.REJECTED, State.FAILED, State.CANCELED, State.SUPERSEDED)
@@ -140,8 +142,8 @@ TRANSITIONS: Mapping[tuple[State | None, Event], State] = {
     (State.RUNNING, Event.LEASE_RAN_OUT): State.QUEUED,
     **{(state, Event.RETRY): State.QUEUED for state in (*_HELD, State.WAITING)},
     **{(state, Event.ARRIVED_AGAIN): State.QUEUED for state in _ENDED_WITHOUT_RESULT},
-    **{(state, Event.CANCEL): State.CANCELED for state in (*_OPEN, *_HELD[:-1])},
-    **{(state, Event.SUPERSEDE): State.SUPERSEDED for state in (*_OPEN, *_HELD)},
+    **{(state, Event.CANCEL): State.CANCELED for state in (*OPEN, *_HELD[:-1])},
+    **{(state, Event.SUPERSEDE): State.SUPERSEDED for state in (*OPEN, *_HELD)},
 }
 
 #: PS3.4 CC.1.1-2. A job that is held is in progress: something or a person still has to come.
@@ -298,6 +300,13 @@ class Explained:
 
 
 @dataclass(frozen=True)
+class Superseded:
+    """A newer result has replaced this one: nothing is left to do."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class HandedOver:
     """Another zone works on the step now; its message will finish it."""
 
@@ -315,7 +324,7 @@ class NotYet:
     delay_s: float | None = None
 
 
-Outcome = Done | Routed | Redirect | Explained | HandedOver | NotYet
+Outcome = Done | Routed | Redirect | Explained | Superseded | HandedOver | NotYet
 
 
 @dataclass(frozen=True)

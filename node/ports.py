@@ -39,8 +39,8 @@ class Bundle(Protocol):
     def names(self) -> tuple[str, ...]:
         """Names of all files, sorted."""
 
-    def get(self, name: str) -> bytes:
-        """The bytes of one file as they were written; DamagedArtifact otherwise."""
+    def get(self, name: str, at_most: int | None = None) -> bytes:
+        """The bytes of one file as they were written, and no more; DamagedArtifact otherwise."""
 
     def contents(self) -> list[bytes]:
         """The bytes of all files, in the order of ``names``; DamagedArtifact otherwise."""
@@ -85,7 +85,17 @@ class Artifacts(Protocol):
         """Remove everything below ``prefix``; nothing there is no error."""
 
 
-class SealedRecords(Protocol):
+class SealedNames(Protocol):
+    """The vault as it is emptied."""
+
+    def names(self, study: str) -> list[str]:
+        """All records of the study."""
+
+    def delete(self, study: str, record_type: str) -> None:
+        """Remove one record; none there is no error."""
+
+
+class SealedRecords(SealedNames, Protocol):
     """The vault as steps use it: encrypted records, kept per pseudonymous study."""
 
     def seal(self, study: str, record_type: str, data: bytes) -> None:
@@ -96,12 +106,6 @@ class SealedRecords(Protocol):
 
     def open(self, study: str, record_type: str) -> bytes:
         """Decrypt and authenticate one record."""
-
-    def names(self, study: str) -> list[str]:
-        """All records of the study."""
-
-    def delete(self, study: str, record_type: str) -> None:
-        """Remove one record; none there is no error."""
 
     def remember(self, study: str, keyword: str, value: str) -> None:
         """Let the study be found by an original identifier, which is not stored."""
@@ -122,13 +126,14 @@ class StoreStatus:
     """How a destination answered one instance (PS3.4 B.2.3, PS3.18 10.5).
 
     ``said`` is the answer in words, with its code: ``status 0xA700, out of resources``. ``status``
-    is None where there was no answer.
+    is None where there was no answer. ``unsure``: it was sent, and may have arrived.
     """
 
     sop_instance_uid: str
     answer: Answer
     said: str
     status: int | None = None
+    unsure: bool = False
 
     @property
     def accepted(self) -> bool:
@@ -145,7 +150,8 @@ class Pacs(Protocol):
     def store(self, instances: Sequence[bytes]) -> tuple[StoreStatus, ...]:
         """Send Part 10 streams; one status each, in order, also when it breaks off in between.
 
-        PacsUnavailable: nothing was sent, try again. DeliveryRefused: it does not talk to us.
+        PacsUnavailable: nothing was sent, unless it says so; try again. DeliveryRefused: it does
+        not talk to us.
         """
 
     def find_instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:

@@ -35,13 +35,22 @@ from node.pipeline.route import route
 from node.pipeline.run import StepFunction
 from node.pipeline.working_data import INSTANCES, LABEL_MAP
 from node.settings import Settings
-from node.tables import Written
 from node.wiring import policy_with
 
 #: The only destination: the folder.
 _OUT = "out"
 #: ``report(text, share of the whole)``.
 Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `segnode process` made of one series."""
+
+    ok: bool
+    series: str
+    outcome: str
+    files: tuple[Path, ...] = ()
 
 
 @dataclass

@@ -12,7 +12,7 @@ import base64
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,13 +25,14 @@ from node import log
 from node.edges.artifacts import FolderArtifacts
 from node.edges.database import Database, upsert
 from node.edges.ledger_tables import ARRIVALS, JOBS, job_of
+from node.edges.lost_instances import LostInstances
 from node.edges.orthanc_storage import OrthancStorage
-from node.edges.retention import SealedNames
 from node.errors import NodeError
 from node.jobs import Job, State, StepName
 from node.pipeline.delivery import DeliveryState, read_deliveries
 from node.pipeline.outbound import outgoing
-from node.ports import Pacs
+from node.pipeline.replaced import replaced_at
+from node.ports import Pacs, SealedNames
 
 #: A lease that ran out so long ago has met no sweep.
 _UNSWEPT_S = 300.0
@@ -119,13 +120,23 @@ class Reconciler:
                 "Orthanc", f"{_some(state.orphans, 'received file')} not in its index",
                 "imported again", self.storage.restore,
             )  # fmt: skip
-        gone = [one for one in state.fileless if self.storage.has_instance(one)]
+        gone = [one for one in state.fileless if self.storage.is_fileless(one)]
+        lost = LostInstances(self.database, self.storage)
         if gone:
             yield Disagreement(
                 "Orthanc", f"{_some(gone, 'instance')} in its index without a file",
-                "taken out of the index: send their series again",
-                partial(_each, self.storage.delete_instance, [(one,) for one in gone]),
+                "taken out of the index: send their series again", partial(lost.take_out, gone),
             )  # fmt: skip
+        for one in lost.missing():
+            yield Disagreement(
+                "Orthanc",
+                f"{_some(one.instance_ids, 'received instance')} of series {one.series_id} lost "
+                "with the file",
+                "Send the series again. Orthanc's page of its study, "
+                f"/app/explorer.html#study?uuid={one.study_id}, says whose it is; the journal "
+                f"remembers the loss (`segnode journal {one.study_id}`).",
+                grave=not one.proven,
+            )
 
     def series(self) -> Iterator[Disagreement]:
         """Series that no job is made of, and jobs whose series is gone."""
@@ -278,13 +289,16 @@ class Reconciler:
 
     def results(self) -> Iterator[Disagreement]:
         """Results that a PACS has proven to keep, and does not have any more: a sample."""
-        confirmed = [job for job in self._jobs() if job.state is State.CONFIRMED]
+        jobs = self._jobs()
+        confirmed = [job for job in jobs if job.state is State.CONFIRMED]
         newest = sorted(confirmed, key=lambda job: job.updated_at, reverse=True)[:_SAMPLE]
         for name, pacs in self.destinations.items():
             for job in newest:
                 delivery = read_deliveries(job).get(name)
                 if delivery is None or delivery.state is not DeliveryState.CONFIRMED:
                     continue
+                if name in replaced_at(job, jobs):
+                    continue  # it hides them because it was told to
                 try:
                     missing = self._missing(job, name, pacs)
                 except NodeError as error:
@@ -358,7 +372,7 @@ def _job_of_message(message: bytes) -> Any:
         return None
 
 
-def _some(things: Sequence[Any] | set[Any], noun: str) -> str:
+def _some(things: Collection[Any], noun: str) -> str:
     plural = noun if noun.endswith("series") else f"{noun}s"
     return f"1 {noun}" if len(things) == 1 else f"{len(things)} {plural}"
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydicom.uid import UID
 from rich import box
@@ -21,12 +20,18 @@ from node.edges.console_json import deliveries_shown
 from node.edges.journal import Entry
 from node.edges.ledger_people import Pause
 from node.edges.supervisor import ProcessInfo
+from node.findings import Finding
 from node.jobs import Attempt, Job, State
 from node.kinds import ResultKind
 from node.manifest import CommandManifest, ModelManifest
 
+if TYPE_CHECKING:
+    from node.process import Written
+    from node.vault_keys import KeyUse
+
 _DELIVERY_COLOURS = {
     "waiting": "yellow", "accepted": "blue", "confirmed": "green", "refused": "red",
+    "replaced": "dim",
 }  # fmt: skip
 _COLOURS: Mapping[State, str] = {
     State.QUEUED: "cyan",
@@ -53,37 +58,6 @@ class PlainTable(Table):
         """Add one row; what is coloured comes as ``Text``."""
         plain = (Text(cell) if isinstance(cell, str) else cell for cell in cells)
         super().add_row(*plain, style=style, end_section=end_section)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that the doctor looked at."""
-
-    level: Literal["good", "note", "wrong"]
-    subject: str
-    found: str
-    remedy: str = ""
-
-
-@dataclass(frozen=True)
-class KeyUse:
-    """One key-encryption key of the vault and what is sealed with it."""
-
-    name: str
-    place: Literal["file", "environment", "missing"]
-    current: bool
-    data_keys: int  #: one per study, and one of the vault's own
-    problem: str = ""
-
-
-@dataclass(frozen=True)
-class Written:
-    """What `segnode process` made of one series."""
-
-    ok: bool
-    series: str
-    outcome: str
-    files: tuple[Path, ...] = ()
 
 
 def processes(infos: Sequence[ProcessInfo]) -> Table:
@@ -166,9 +140,10 @@ def journal(entries: Sequence[Entry]) -> Table:
         told = one.entry
         when = datetime.fromtimestamp(told["at_ms"] / 1000)
         state = State(told["state"])
+        shown = Text(state, _COLOURS[state]) if "job" in told else ""
         table.add_row(
-            str(one.number), f"{when:%m-%d %H:%M:%S}", told["job"][:8], told["step"],
-            told["event"], Text(state, _COLOURS[state]), told["who"],
+            str(one.number), f"{when:%m-%d %H:%M:%S}", told.get("job", "")[:8], told["step"],
+            told["event"], shown, told["who"],
             told.get("cause", "") or _made(told),
         )  # fmt: skip
     return table

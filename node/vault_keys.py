@@ -15,7 +15,6 @@ from anonymizer.vault import Vault
 from node.errors import NodeError, NotPossible
 from node.pipeline.identity_errors import as_node_errors
 from node.settings import BadSettings
-from node.tables import KeyUse
 from node.wiring import Hospital
 
 Identifier = Literal["study", "patient", "accession"]
@@ -26,6 +25,17 @@ _KEYWORDS = {
 }
 #: A worker that read the old current key just before the new one came may still seal one study.
 _PASSES = 3
+
+
+@dataclass(frozen=True)
+class KeyUse:
+    """One key-encryption key of the vault and what is sealed with it."""
+
+    name: str
+    place: Literal["file", "environment", "missing"]
+    current: bool
+    data_keys: int  #: one per study, and one of the vault's own
+    problem: str = ""
 
 
 @dataclass(frozen=True)

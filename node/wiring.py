@@ -285,6 +285,10 @@ class Hospital:
             "match_all": settings.routing.match == "all",
             "models": self.models,
         }
+
+        def jobs_of_series(job: Job) -> list[Job]:
+            return self.ledger.jobs_of_series(job.series_id)
+
         return {
             StepName.RECEIVE: partial(
                 receive,
@@ -310,7 +314,7 @@ class Hospital:
                 models=self.models,
                 profiles=self.profiles,
                 senders=self.senders,
-                jobs_of_series=lambda job: self.ledger.jobs_of_series(job.series_id),
+                jobs_of_series=jobs_of_series,
             ),
             StepName.REIDENTIFY: partial(reidentify, artifacts=self.artifacts, vault=self.vault),
             StepName.DELIVER: partial(
@@ -320,6 +324,7 @@ class Hospital:
                 prover=prover,
                 note=self.ledger.note,
                 paused=self.ledger.paused,
+                jobs_of_series=jobs_of_series,
             ),
             StepName.CONFIRM: partial(
                 confirm,
@@ -328,6 +333,7 @@ class Hospital:
                 prover=prover,
                 note=self.ledger.note,
                 paused=self.ledger.paused,
+                jobs_of_series=jobs_of_series,
             ),
         }
 

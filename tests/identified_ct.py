@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,8 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import Tag
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from tests.part10 import part10
 
 ROOT = "1.2.826.0.1.3680043.8.498.77"
 STUDY, SERIES, FRAME = f"{ROOT}.1", f"{ROOT}.2", f"{ROOT}.3"
@@ -76,15 +77,6 @@ def ct_instance(
     for keyword, value in attributes.items():
         setattr(ds, keyword, value)
     return ds
-
-
-def part10(ds: Dataset) -> bytes:
-    """``ds`` as a file in memory."""
-    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-    buffer = io.BytesIO()
-    ds.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
 
 
 def ct_bytes(number: int = 1, **attributes: Any) -> bytes:

@@ -43,6 +43,7 @@ from node.results.measurements import as_json, measure_case
 from node.sdk import LabelMap
 from node.settings import Deidentify
 from node.wiring import policy_with
+from tests.part10 import part10
 from tests.phantoms import chest_truth
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -66,13 +67,6 @@ class Received:
 
     def metadata(self, instance_id: str) -> Mapping[str, str]:
         return {}
-
-
-def part10(instance: Dataset) -> bytes:
-    """An instance as a file."""
-    stream = io.BytesIO()
-    instance.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
 
 
 class Journey:

@@ -171,6 +171,11 @@ class _Uids:
         return str(generate_uid(entropy_srcs=[self._series, what]))
 
 
+def dice(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:
+    """How far two masks agree: 0 nowhere, 1 everywhere."""
+    return 2 * float((one & other).sum()) / float(one.sum() + other.sum())
+
+
 def _instance(
     uids: _Uids,
     index: int,

@@ -89,3 +89,11 @@ def projected_chest(size: int = 512) -> Shades:
     shades = ndimage.zoom(thickness.astype(float), factors, order=1)
     low, high = np.percentile(shades, (1, 99))
     return np.clip((shades - low) / (high - low), 0, 1)
+
+
+def stored(plane: npt.NDArray[Any], toward: tuple[str, str]) -> npt.NDArray[Any]:
+    """The plane, given with columns to the left and rows to the feet, as ``toward`` stores it."""
+    columns, rows = toward if toward[0] in "LR" else toward[::-1]
+    plane = plane[:, ::-1] if columns == "R" else plane
+    plane = plane[::-1] if rows == "H" else plane
+    return plane if toward[0] in "LR" else plane.T

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from node.errors import ModelFault
+from node.findings import Finding
 from node.foreign.check import faults
 from node.manifest import (
     MANIFEST_NAME,
@@ -31,7 +32,6 @@ from node.reference import Labels, Reference, agreement, read_reference
 from node.results.objects import possible_kinds
 from node.runtimes import openvino_cpu
 from node.runtimes.network import load_network, verified_weights
-from node.tables import Finding
 
 EXPECTED_DICE = 0.99
 """Of what any runtime finds in the reference vector, with what the author's machine found."""

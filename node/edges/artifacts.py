@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
+import stat
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path, PurePosixPath
 
+from node.edges.beneath import (
+    checked,
+    folder_at,
+    if_there,
+    is_not_there,
+    move,
+    names_in,
+    read,
+    remove,
+    unused_name,
+    write,
+)
 from node.edges.bundles import (
     FolderBundle,
     FolderBundleWriter,
     bundles_below,
     disk_errors_named,
     flush,
-    make_folder,
     writing,
 )
 
 _DELETED = ".deleted-"
+#: A single file is a picture, or what a person has to look at.
+_MOST_BYTES = 2**26
 
 
 class FolderArtifacts:
-    """``node.ports.Artifacts`` in a folder. A name is a relative path with forward slashes."""
+    """``node.ports.Artifacts`` in a folder. A name is a relative path with forward slashes.
+
+    Others write there too, so no link is followed: what is behind one is not there, and deleting
+    one removes the link.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
@@ -30,77 +46,79 @@ class FolderArtifacts:
 
     def writing(self, folder: str) -> AbstractContextManager[FolderBundleWriter]:
         """A new bundle below ``folder``, there once the block has ended without an error."""
-        return writing(self._path(folder))
+        return writing(self._folder, folder)
 
     def bundle(self, folder: str, digest: str) -> FolderBundle:
         """The bundle of that digest below ``folder``; DamagedArtifact if it is not there."""
-        return FolderBundle.opened(self._path(folder), digest)
+        return FolderBundle.opened(self._folder, folder, digest)
 
     def bundles(self, folder: str) -> list[str]:
         """Digests of all bundles below ``folder``."""
-        return bundles_below(self._path(folder))
+        return bundles_below(self._folder, folder)
 
     def put(self, name: str, data: bytes) -> None:
         """Write beside, flush, then rename: a reader sees all of it or nothing, after any end."""
-        path = self._path(name)
-        with disk_errors_named():
-            make_folder(path.parent)
-            handle, beside = tempfile.mkstemp(dir=path.parent, prefix=".")
+        path, beside = checked(name), unused_name()
+        with disk_errors_named(), folder_at(self._folder, str(path.parent), make=True) as folder:
             try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                Path(beside).replace(path)
+                write(folder, beside, data)
+                flush(self._folder, str(path.parent / beside))
+                move(folder, beside, path.name)
             except OSError:
-                Path(beside).unlink(missing_ok=True)
+                remove(folder, beside)
                 raise
-            flush(path.parent)
+            os.fsync(folder)
 
     def get(self, name: str) -> bytes:
-        """The bytes of ``name``; KeyError when there is none."""
+        """The bytes of ``name``; KeyError when there is none, or more than anything here has."""
         try:
-            return self._path(name).read_bytes()
-        except FileNotFoundError:
-            raise KeyError(name) from None
+            return read(self._folder, name, _MOST_BYTES)
+        except OSError as error:
+            if is_not_there(error):
+                raise KeyError(name) from None
+            raise
 
     def names(self, prefix: str) -> list[str]:
         """All names below ``prefix``, sorted; nothing that is still being written."""
-        start = self._path(prefix)
-        found = (path.relative_to(self._folder) for path in start.rglob("*") if path.is_file())
+        found: list[PurePosixPath] = []
+        with if_there(), folder_at(self._folder, prefix) as at:
+            for place, _, names, folder in os.fwalk(".", dir_fd=at):
+                found += [PurePosixPath(place, name) for name in names if _is_file(name, folder)]
         return sorted(
-            str(PurePosixPath(path))
+            str(PurePosixPath(prefix) / path)
             for path in found
             if not any(part.startswith(".") for part in path.parts)
         )
 
     def folders(self) -> list[str]:
-        """Names of the topmost folders, sorted: the jobs that have left something."""
-        found = (path.name for path in self._folder.iterdir() if path.is_dir())
+        """Names of the topmost folders, sorted: the jobs that have left something.
+
+        A link is one too, for it is deleted as a folder of no job is.
+        """
+        with os.scandir(self._folder) as entries:
+            found = [entry.name for entry in entries if entry.is_dir() or entry.is_symlink()]
         return sorted(name for name in found if not name.startswith("."))
 
     def inside(self, folder: str) -> list[str]:
         """Names of all that is directly in a folder, what a killed worker had begun too."""
-        try:
-            return sorted(path.name for path in self._path(folder).iterdir())
-        except FileNotFoundError:
-            return []
+        with if_there(), folder_at(self._folder, folder) as at:
+            return names_in(at)
+        return []
 
     def delete(self, prefix: str) -> None:
-        """Remove one file, or everything below a folder."""
-        path = self._path(prefix)
-        if not path.is_dir():
-            path.unlink(missing_ok=True)
-            return
-        # Out of sight first: who still writes there finds nothing, and cannot keep it from going.
-        beside = tempfile.mkdtemp(dir=path.parent, prefix=_DELETED)
-        with suppress(FileNotFoundError):  # somebody else was first
-            path.rename(beside)
-        for deleted in path.parent.glob(f"{_DELETED}*"):  # one may have been killed at it
-            shutil.rmtree(deleted, ignore_errors=True)
+        """Remove one file or link, or everything below a folder."""
+        path = checked(prefix)
+        with if_there(), folder_at(self._folder, str(path.parent)) as folder:
+            # Out of sight first: who still writes there finds nothing, and cannot keep it from
+            # going.
+            with suppress(FileNotFoundError):  # somebody else was first
+                move(folder, path.name, unused_name(_DELETED))
+            for name in names_in(folder):  # one may have been killed at it
+                if name.startswith(_DELETED):
+                    remove(folder, name)
 
-    def _path(self, name: str) -> Path:
-        path = (self._folder / name).absolute()
-        if ".." in PurePosixPath(name).parts or not path.is_relative_to(self._folder):
-            raise ValueError("an artifact's name may not leave the store")
-        return path
+
+def _is_file(name: str, folder: int) -> bool:
+    with suppress(FileNotFoundError):
+        return stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    return False

@@ -14,15 +14,26 @@ import fcntl
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from node.edges.beneath import (
+    FOLDER,
+    file_at,
+    folder_at,
+    if_there,
+    is_not_there,
+    move,
+    names_in,
+    read,
+    remove,
+    unused_name,
+    write,
+)
 from node.errors import DamagedArtifact, OutOfSpace, Unavailable
 from node.pipeline.working_data import is_digest
 
@@ -33,49 +44,57 @@ _ABANDONED_S = 60.0
 _READERS = 4
 #: Several at a time share the file system's commits: on a busy disk in half the time of one.
 _FLUSHERS = 4
+#: An index has less than 100 bytes for each file; an explicit length (PS3.5 7.1) has 32 bits.
+_MOST_INDEX_BYTES = 2**26
+_MOST_BYTES = 2**32
 
 
 @dataclass(frozen=True)
 class FolderBundle:
     """``node.ports.Bundle`` in a folder: every byte is checked when it is read."""
 
-    folder: Path
+    root: Path
+    parent: str
     digest: str
     index: Mapping[str, str]  #: name → SHA-256
 
     @classmethod
-    def opened(cls, parent: Path, digest: str) -> FolderBundle:
-        """The bundle of that digest below ``parent``.
+    def opened(cls, root: Path, parent: str, digest: str) -> FolderBundle:
+        """The bundle of that digest below ``parent``, a folder of ``root``.
 
         Raises
         ------
         DamagedArtifact
             It is not there, or its index was altered.
         """
+        kind = PurePosixPath(parent).name
         if not is_digest(digest):
-            raise DamagedArtifact(f"The job has no {parent.name} in the artifact store")
-        folder = parent / digest
-        index = _read(folder / INDEX, parent.name)
+            raise DamagedArtifact(f"The job has no {kind} in the artifact store")
+        index = _read(root, f"{parent}/{digest}/{INDEX}", kind, _MOST_INDEX_BYTES)
         if hashlib.sha256(index).hexdigest() != digest:
-            raise _damaged(parent.name, INDEX)
-        lines = (line.split("  ", 1) for line in index.decode("ascii").splitlines())
-        return cls(folder, digest, {name: file_digest for file_digest, name in lines})
+            raise _damaged(kind, INDEX)
+        try:
+            lines = [line.split("  ", 1) for line in index.decode("ascii").splitlines()]
+            return cls(root, parent, digest, {name: file_digest for file_digest, name in lines})
+        except ValueError:  # whoever stated the digest has written no index
+            raise _damaged(kind, INDEX) from None
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all files, sorted."""
         return tuple(sorted(self.index))
 
-    def get(self, name: str) -> bytes:
+    def get(self, name: str, at_most: int | None = None) -> bytes:
         """The bytes of one file; KeyError if the bundle never had it.
 
         Raises
         ------
         DamagedArtifact
-            They are not what was written.
+            They are not what was written, or more than ``at_most``.
         """
-        expected, kind = self.index[name], self.folder.parent.name
-        data = _read(self.folder / name, kind)
+        expected, kind = self.index[name], PurePosixPath(self.parent).name
+        path = f"{self.parent}/{self.digest}/{name}"
+        data = _read(self.root, path, kind, _MOST_BYTES if at_most is None else at_most)
         if hashlib.sha256(data).hexdigest() != expected:
             raise _damaged(kind, name)
         return data
@@ -104,8 +123,8 @@ class FolderBundle:
 class FolderBundleWriter:
     """``node.ports.BundleWriter``: files that nobody sees before the last one is on the disk."""
 
-    def __init__(self, folder: Path, disk: ThreadPoolExecutor) -> None:
-        self._folder, self._disk = folder, disk
+    def __init__(self, root: Path, folder: str, disk: ThreadPoolExecutor) -> None:
+        self._root, self._folder, self._disk = root, folder, disk
         self._index: dict[str, str] = {}
         self._flushed: list[Future[None]] = []
         self.digest = ""
@@ -124,21 +143,20 @@ class FolderBundleWriter:
         self._write(INDEX, index)
         for flushed in self._flushed:
             flushed.result()
-        flush(self._folder)
+        with folder_at(self._root, self._folder) as folder:
+            os.fsync(folder)
         self.digest = hashlib.sha256(index).hexdigest()
 
     def _write(self, name: str, data: bytes) -> None:
-        path = self._folder / name
-        with disk_errors_named():
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+        # By its name each time: what was deleted meanwhile is not written to.
+        with disk_errors_named(), folder_at(self._root, self._folder) as folder:
+            write(folder, name, data)
         # The disk works while the next file is made.
-        self._flushed.append(self._disk.submit(flush, path))
+        self._flushed.append(self._disk.submit(flush, self._root, f"{self._folder}/{name}"))
 
 
 @contextmanager
-def writing(parent: Path) -> Iterator[FolderBundleWriter]:
+def writing(root: Path, parent: str) -> Iterator[FolderBundleWriter]:
     """A new bundle below ``parent``, there once the block has ended without an error.
 
     Raises
@@ -146,49 +164,36 @@ def writing(parent: Path) -> Iterator[FolderBundleWriter]:
     OutOfSpace, Unavailable
         The disk is full, or cannot be written.
     """
-    with disk_errors_named():
-        make_folder(parent)
-        _remove_abandoned(parent)
-        beside = Path(tempfile.mkdtemp(prefix=".", dir=parent))
-    lock = os.open(beside, os.O_RDONLY | os.O_CLOEXEC)
+    beside = unused_name()
+    with disk_errors_named(), folder_at(root, parent, make=True) as folder:
+        _remove_abandoned(folder)
+        os.mkdir(beside, 0o700, dir_fd=folder)
+        lock = os.open(beside, FOLDER, dir_fd=folder)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with ThreadPoolExecutor(_FLUSHERS, thread_name_prefix="disk") as disk:
-            writer = FolderBundleWriter(beside, disk)
+            writer = FolderBundleWriter(root, f"{parent}/{beside}", disk)
             yield writer
             with disk_errors_named():
                 writer.finish()
-                _publish(beside, parent, writer.digest)
+                _publish(root, parent, beside, writer.digest)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        with suppress(OSError), folder_at(root, parent) as folder:
+            remove(folder, beside)
         os.close(lock)
 
 
-def bundles_below(parent: Path) -> list[str]:
+def bundles_below(root: Path, parent: str) -> list[str]:
     """Digests of what lies below ``parent``, damaged or not."""
-    try:
-        return sorted(path.name for path in parent.iterdir() if is_digest(path.name))
-    except FileNotFoundError:
-        return []
+    with if_there(), folder_at(root, parent) as folder:
+        return [name for name in names_in(folder) if is_digest(name)]
+    return []
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and what is missing above it, so that a power loss does not take it back."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o750)
-        flush(folder.parent)
-
-
-def flush(path: Path) -> None:
-    """Put a file, or the names in a folder, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+def flush(root: Path, name: str) -> None:
+    """Put a file on the disk."""
+    with file_at(root, name) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -204,53 +209,62 @@ def disk_errors_named() -> Iterator[None]:
                 f"The artifact store cannot be written ({errno.errorcode[error.errno]})",
                 remedy="Check the disk and the file system of the node's artifact folder.",
             ) from None
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise Unavailable(
+                "The artifact store has a link or a file where a folder of the job belongs",
+                remedy="Remove it, and find out what writes to the node's artifact folder beside "
+                "the node and its compute workers.",
+            ) from None
         raise
 
 
-def _publish(beside: Path, parent: Path, digest: str) -> None:
+def _publish(root: Path, parent: str, beside: str, digest: str) -> None:
     """Give the folder its name, unless a whole bundle has it already."""
-    target = parent / digest
-    try:
-        beside.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise
-        if _is_whole(parent, digest):
-            return
-        damaged = Path(tempfile.mkdtemp(prefix=".", dir=parent))
-        target.rename(damaged)
-        beside.rename(target)
-        shutil.rmtree(damaged, ignore_errors=True)
-    flush(parent)
+    with folder_at(root, parent) as folder:
+        try:
+            move(folder, beside, digest)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            if _is_whole(root, parent, digest):
+                return
+            damaged = unused_name()
+            move(folder, digest, damaged)
+            move(folder, beside, digest)
+            remove(folder, damaged)
+        os.fsync(folder)
 
 
-def _is_whole(parent: Path, digest: str) -> bool:
+def _is_whole(root: Path, parent: str, digest: str) -> bool:
     try:
-        return FolderBundle.opened(parent, digest).is_whole()
+        return FolderBundle.opened(root, parent, digest).is_whole()
     except DamagedArtifact:
         return False
 
 
-def _remove_abandoned(parent: Path) -> None:
+def _remove_abandoned(folder: int) -> None:
     """Remove what workers that were killed had begun: nobody holds its lock."""
-    for begun in parent.glob(".*"):
+    for begun in names_in(folder):
+        if not begun.startswith("."):
+            continue
         with suppress(OSError):
-            if time.time() - begun.stat().st_mtime < _ABANDONED_S:
+            begun_at = os.stat(begun, dir_fd=folder, follow_symlinks=False).st_mtime
+            if time.time() - begun_at < _ABANDONED_S:
                 continue
-            lock = os.open(begun, os.O_RDONLY | os.O_CLOEXEC)
+            lock = os.open(begun, FOLDER, dir_fd=folder)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(begun, ignore_errors=True)
+                remove(folder, begun)
             finally:
                 os.close(lock)
 
 
-def _read(path: Path, kind: str) -> bytes:
+def _read(root: Path, path: str, kind: str, at_most: int) -> bytes:
     try:
-        return path.read_bytes()
+        return read(root, path, at_most)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EIO):
-            raise _damaged(kind, path.name) from None
+        if is_not_there(error) or error.errno == errno.EIO:
+            raise _damaged(kind, PurePosixPath(path).name) from None
         raise
 
 

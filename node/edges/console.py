@@ -93,7 +93,7 @@ def console_app(
     destinations
         Where a person may have results sent: ``sender``, or the name of a peer.
     review_key
-        Tells whether a held image is still the one that was examined.
+        Tells whether a held image is still the one that was examined, and its review the node's.
     disks
         How full each disk is, and when it will be.
     """
@@ -179,7 +179,7 @@ class _Console:
                 **job_shown(job, now),
                 **timings_shown(attempts, now),
                 "picture": picture in self.artifacts.names(f"{job.id}/"),
-                "review": read_review(job, self.artifacts) is not None,
+                "review": read_review(job, self.artifacts, self.review_key) is not None,
                 "steps": steps_shown(),
             }
         )
@@ -239,7 +239,7 @@ class _Console:
         return JSONResponse(job_shown(job, time.time()))
 
     def _review(self, job: Job) -> Review:
-        review = read_review(job, self.artifacts)
+        review = read_review(job, self.artifacts, self.review_key)
         if review is None:
             raise Refused(
                 404, "No image of this job waits to be looked at.",

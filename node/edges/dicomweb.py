@@ -13,7 +13,7 @@ import ssl
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from io import BytesIO
@@ -50,6 +50,9 @@ _CONTENT_TOO_LARGE = 413
 _TRY_AGAIN = (408, 425, 429)
 #: Of those, what no waiting changes: not implemented, HTTP version not supported.
 _NEVER = (501, 505)
+
+#: A service that failed on the way, and one that a proxy did not wait for.
+_MAY_HAVE_STORED = (500, 504)
 
 #: What may stand in the path of a URL.
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -97,7 +100,8 @@ class DicomWebPacs:
         Raises
         ------
         PacsUnavailable
-            No answer, or a busy service: nothing is known to be stored.
+            No answer, or a busy service: nothing is known to be stored, and it says whether
+            something may be.
         DeliveryRefused
             The request itself is refused: login or address.
 
@@ -124,15 +128,23 @@ class DicomWebPacs:
         if code == 200:
             # 200 is success for all: several services say no more than that.
             outcomes = dict.fromkeys(uids, 0) | outcomes
-        # What is not named may be there or not.
-        return tuple(store_status(uid, outcomes.get(uid, PROCESSING_FAILURE)) for uid in uids)
+        return tuple(
+            store_status(uid, outcomes[uid])
+            if uid in outcomes
+            # What is not named may be there or not.
+            else replace(store_status(uid, PROCESSING_FAILURE), unsure=True)
+            for uid in uids
+        )
 
     def _rest(self, instances: Sequence[bytes]) -> tuple[StoreStatus, ...]:
         """The second half, of which nothing that goes wrong is held against the first."""
         try:
             return self.store(instances)
-        except PacsUnavailable as error:
-            return tuple(not_answered(_sop_instance_uid(one), str(error)) for one in instances)
+        except (PacsUnavailable, DeliveryRefused) as error:
+            sent = isinstance(error, PacsUnavailable) and error.sent
+            return tuple(
+                not_answered(_sop_instance_uid(one), str(error), sent=sent) for one in instances
+            )
 
     def find_instances(self, study_instance_uid: str, series_instance_uid: str) -> frozenset[str]:
         """SOP Instance UIDs of the series that the service says it holds (PS3.18 2026b 10.6)."""
@@ -253,14 +265,16 @@ class DicomWebPacs:
                 yield client
         except httpx.TransportError as error:
             raise PacsUnavailable(
-                f"{to.name} could not be reached or did not answer ({type(error).__name__})"
+                f"{to.name} could not be reached or did not answer ({type(error).__name__})",
+                sent=not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout),
             ) from None
 
     def _not_ok(self, response: httpx.Response, request: str) -> Exception:
         code = response.status_code
         what = f"{self._destination.name} answered HTTP {code} to {request}"
         if code in _TRY_AGAIN or (code >= 500 and code not in _NEVER):
-            return PacsUnavailable(what, retry_after_s=_retry_after_s(response))
+            unsure = code in _MAY_HAVE_STORED
+            return PacsUnavailable(what, retry_after_s=_retry_after_s(response), sent=unsure)
         if code in (401, 403):
             return DeliveryRefused(what, remedy="Correct the login of this destination.")
         return DeliveryRefused(what, remedy="Correct the `url` of this destination.")

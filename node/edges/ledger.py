@@ -19,13 +19,24 @@ import sqlalchemy as sa
 
 from node.edges.arrivals import mark_quiet
 from node.edges.database import Database
-from node.edges.ledger_moves import Moves, for_wish, held_by, lasting, taken
+from node.edges.ledger_moves import Moves, for_wish, held_by, taken
 from node.edges.ledger_people import People
 from node.edges.ledger_sweeps import Sweeps, claimable
 from node.edges.ledger_tables import JOBS, job_of
-from node.jobs import BY_HAND, Event, Explained, Job, State, Step, StepName, Wish, tried_since
+from node.jobs import (
+    BY_HAND,
+    Event,
+    Explained,
+    Job,
+    State,
+    Step,
+    StepName,
+    Wish,
+    after,
+    tried_since,
+)
 from node.pipeline.delivery import read_deliveries
-from node.pipeline.replaced import OF_DELIVERY
+from node.pipeline.outbound import lasting
 from node.pipeline.working_data import RESULT_KEY
 
 #: Facts of one delivery, which the next one does not share.
@@ -59,6 +70,9 @@ class Ledger(Sweeps, People):
         Jobs of the series that know fewer instances are superseded, unless something of them has
         been sent: then a newer result follows theirs. A model that a person asked for is run again
         on what there is now. Jobs of the same instances that ended without a result begin anew.
+
+        None, too, when a job knows more instances and goes on or is confirmed: Orthanc has lost
+        some with its index, or a series that was deleted is sent again bit by bit.
         """
         job = Job(uuid.uuid4().hex, series_id, study_id, tuple(sorted(instance_ids)))
         if not instance_ids:
@@ -68,6 +82,8 @@ class Ledger(Sweeps, People):
         with self.moves(study_id) as moves:
             mark_quiet(moves.tx, series_id, as_of)
             known = self._of_series(moves, series_id)
+            if any(_covers(one, job) for one in known):
+                return None
             same = [one for one in known if set(one.instance_ids) == set(instance_ids)]
             asked_again = self._supersede(moves, known, job)
             for wanted in asked_again:
@@ -262,10 +278,9 @@ class Ledger(Sweeps, People):
         """
         dropped = dict.fromkeys(_OF_DELIVERY)
         # A result may replace the page, when more instances come.
-        told = {name: job.facts[name] for name in OF_DELIVERY if name in job.facts}
         self._stop(
             job, Event.EXPLAINED,
-            {**dropped, "explained": list(done.destinations), "told": told},
+            {**dropped, "explained": list(done.destinations), **lasting(job)},
             step=StepName.DEIDENTIFY, **vars(done.reason),
         )  # fmt: skip
 
@@ -287,12 +302,18 @@ class Ledger(Sweeps, People):
 _OF_WISH = ("rule", "rule_version", "model", "model_digest", "destinations", "priority")
 
 
+def _covers(job: Job, part: Job) -> bool:
+    """The job has, or may still get, a result of all of ``part`` and of more."""
+    more = job.rule != BY_HAND and set(part.instance_ids) < set(job.instance_ids)
+    return more and after(job.state, Event.ARRIVED_AGAIN) is None
+
+
 def _being_sent(job: Job) -> bool:
     """A destination may hold something of it: it goes on to its end, and a newer one follows.
 
-    What waits for a destination that has taken nothing yet (it was down all night) never goes out.
+    What waits for a destination that has nothing of it yet (it was down all night) never goes out.
     """
     if job.step is not StepName.DELIVER:
         return job.step is StepName.CONFIRM
-    taken_by_somebody = any(one.accepted for one in read_deliveries(job).values())
-    return job.state is State.RUNNING or job.crashes > 0 or taken_by_somebody
+    some = any(one.accepted or one.may_hold for one in read_deliveries(job).values())
+    return job.state is State.RUNNING or job.crashes > 0 or some

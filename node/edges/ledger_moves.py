@@ -11,7 +11,6 @@ from sqlalchemy.engine import Connection
 from node.edges.journal import Chain
 from node.edges.ledger_tables import ATTEMPTS, JOB_FIELDS, JOBS, job_of
 from node.jobs import Event, Job, Priority, State, Wish, after, job_key
-from node.pipeline.working_data import RESULT_KEY
 
 #: The step begins anew, even where it is the same.
 _AFRESH = (Event.REDIRECT, Event.RETRY, Event.ARRIVED_AGAIN)
@@ -141,11 +140,6 @@ def for_wish(job: Job, wish: Wish) -> Job:
     wanted = {name: value for name, value in plain_wish(wish).items() if name != "explain"}
     facts = {**job.facts, "explain": True} if wish.explain else job.facts
     return replace(job, facts=facts, **wanted)
-
-
-def lasting(job: Job) -> dict[str, Any]:
-    """The facts that outlive a job's new beginning: what its results were known by."""
-    return {name: job.facts[name] for name in (RESULT_KEY,) if name in job.facts}
 
 
 def plain_wish(wish: Wish) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from sqlalchemy.engine import Connection
 
 from node.edges.database import upsert
 from node.edges.ledger_lookups import Lookups
-from node.edges.ledger_moves import for_wish, lasting, plain_wish, set_of
+from node.edges.ledger_moves import for_wish, plain_wish, set_of
 from node.edges.ledger_tables import ARRIVALS, JOBS, PAUSES, job_of
 from node.errors import NoMatchingModel, NotPossible
 from node.jobs import BY_HAND, Event, Job, State, StepName, Wish
 from node.pipeline.delivery import hurried, resumed
+from node.pipeline.outbound import lasting
 
 DESTINATION = "destination:"
 _ENDED = (State.REJECTED, State.FAILED, State.CANCELED, State.SUPERSEDED)

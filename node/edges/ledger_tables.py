@@ -98,6 +98,16 @@ PAUSES = sa.Table(
     sa.Column("who", sa.String, nullable=False),
 )
 
+#: Received instances whose file is gone (``node.edges.lost_instances``).
+LOST = sa.Table(
+    "lost",
+    METADATA,
+    sa.Column("instance_id", sa.String, primary_key=True),
+    sa.Column("series_id", sa.String, nullable=False),
+    sa.Column("study_id", sa.String, nullable=False),
+    sa.Column("since", sa.Float, nullable=False),
+)
+
 #: Every change of state of every job, chained by hashes, one chain for each study.
 JOURNAL = sa.Table(
     "journal",

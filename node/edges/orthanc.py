@@ -45,6 +45,7 @@ READ_TIMEOUT_S = 60.0
 # OrthancEnumerations: the code in the JSON body of an error.
 _NETWORK_PROTOCOL = 9
 _NO_PRESENTATION_CONTEXT = 2015
+_NO_FILE = 2006
 
 _ORTHANC_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}")
 _TRANSACTION_UID = re.compile(r"[0-9.]{1,64}")
@@ -166,6 +167,11 @@ class Orthanc:
     def instance_file(self, instance_id: str) -> bytes:
         """The instance as it was received: a Part 10 stream (PS3.10)."""
         return self._get(f"/instances/{_checked(instance_id)}/file").content
+
+    def kept_file(self, instance_id: str) -> bytes | None:
+        """The instance as it was received; None where its file is missing, and nothing else."""
+        response = self._send("GET", f"/instances/{_checked(instance_id)}/file", repeatable=True)
+        return None if _orthanc_status(response) == _NO_FILE else _accepted(response).content
 
     def instance_header(self, instance_id: str) -> bytes:
         """The Part 10 stream up to its pixel data; all of it when it has none.

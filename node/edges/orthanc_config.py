@@ -116,9 +116,9 @@ def write_configuration(
     """
     peers = [replace(peer, host=_ipv4_address(peer)) for peer in peers]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _replace(folder / "orthanc.json", base.read_bytes(), 0o644)
-    _replace(folder / "modalities.json", _as_json(modalities_section(peers)), 0o644)
-    _replace(folder / "users.json", _as_json(users_section(users)), 0o600)
+    replace_file(folder / "orthanc.json", base.read_bytes(), 0o644)
+    replace_file(folder / "modalities.json", _as_json(modalities_section(peers)), 0o644)
+    replace_file(folder / "users.json", _as_json(users_section(users)), 0o600)
 
 
 def orthanc_environment(
@@ -173,7 +173,8 @@ def _as_json(section: Mapping[str, Any]) -> bytes:
     return json.dumps(section, indent=2).encode("ascii") + b"\n"
 
 
-def _replace(path: Path, data: bytes, mode: int) -> None:
+def replace_file(path: Path, data: bytes, mode: int) -> None:
+    """Put ``data`` in the place of a file of the folder, readable as ``mode`` says."""
     # A leading dot and no ".json" at its end: Orthanc does not read the half-written file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)

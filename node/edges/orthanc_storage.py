@@ -9,7 +9,6 @@ is lost.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +16,14 @@ from typing import Any, Literal
 
 from node import log
 from node.edges.orthanc import Orthanc
-from node.errors import DamagedInstance, Rejected, Unavailable
+from node.errors import DamagedInstance, Gone, OutOfSpace, Rejected, Unavailable
 from node.imaging.whole import is_whole
 
 _STORAGE = "/segnode/storage"
 _FROM_THE_NODE = {"X-Segnode-Console": "1"}
 #: The bridge lets these in when the disk is full: they lie on it already.
 _IMPORT = {"X-Segnode-Import": "1"}
-#: Files in a row that Orthanc did not take: it is down, or full.
+#: Files in a row that Orthanc did not take: it may be down, or full.
 _GIVE_UP_AFTER = 3
 #: 600 instances take a second. Who deletes holds the ledger, which others wait for (30 s).
 _DELETION_TIMEOUT_S = 15.0
@@ -60,7 +59,8 @@ class StorageState:
     unreadable
         Files of which no instance can be made; kept for a person.
     fileless
-        Ids of instances that the index has and whose file was gone when Orthanc started.
+        Ids of instances that the index has and whose file was gone when Orthanc started; one that
+        came again is not among them.
     """
 
     disks: tuple[Disk, ...]
@@ -111,9 +111,9 @@ class OrthancStorage:
     def restore(self) -> list[Restored]:
         """Import every file that the index does not know; each with what became of it.
 
-        A file is removed only when Orthanc has the same bytes. What cannot be read, or is not what
-        Orthanc has under the same UID, is kept for a person. A file that Orthanc fails over waits
-        for the next time and holds up no other.
+        A file is removed only when Orthanc gives back the same bytes; what the index says of them
+        is no proof. What cannot be read, or is not what Orthanc has under the same UID, is kept for
+        a person. A file that Orthanc fails over waits for the next time and holds up no other.
         """
         try:
             orphans = self.state().orphans
@@ -121,17 +121,24 @@ class OrthancStorage:
             self._looked.set()
             raise
         try:
-            return self._restore(orphans)
-        finally:
+            done = self._restore(orphans)
+        except OutOfSpace:  # that may last; series that are whole do not wait for it
             self._looked.set()
+            raise
+        self._looked.set()
+        return done
 
-    def has_instance(self, instance_id: str) -> bool:
-        """Whether the instance is in Orthanc's index."""
+    def is_fileless(self, instance_id: str) -> bool:
+        """Whether the instance is in Orthanc's index and its file is not on the disk."""
         try:
-            self._orthanc.request("GET", f"/instances/{instance_id}")
-        except Rejected:
+            return self._orthanc.kept_file(instance_id) is None
+        except Gone:
             return False
-        return True
+
+    def parents_of(self, instance_id: str) -> tuple[str, str]:
+        """Ids of its study and its series; Gone if it is not in the index."""
+        series_id = self._orthanc.series_of_instance(instance_id)
+        return self._orthanc.study_of_series(series_id), series_id
 
     def delete_instance(self, instance_id: str) -> None:
         """Remove an instance from Orthanc; one that is not there is no error."""
@@ -183,7 +190,10 @@ class OrthancStorage:
             except Unavailable as error:
                 failed += 1
                 if failed == _GIVE_UP_AFTER:
-                    raise
+                    if isinstance(error, OutOfSpace):
+                        raise
+                    self._orthanc.system()  # raises when it is Orthanc, and not these files
+                    failed = 0
                 done.append(Restored(name, "waiting", str(error)))
             log.get().warning("file without index", outcome=done[-1].outcome)
         return done
@@ -202,8 +212,11 @@ class OrthancStorage:
             instance_id = self._orthanc.store(data, _IMPORT)
         except DamagedInstance as error:
             return Restored(name, "unreadable", str(error))
-        kept = self._orthanc.request("GET", f"/instances/{instance_id}/attachments/dicom/md5").text
-        if kept != hashlib.md5(data, usedforsecurity=False).hexdigest():
+        kept = self._orthanc.kept_file(instance_id)
+        if kept is None:  # an older index believes in a file that was deleted: this one came after
+            self.delete_instance(instance_id)
+            kept = self._orthanc.kept_file(self._orthanc.store(data, _IMPORT))
+        if kept != data:
             return Restored(name, "unreadable", "Orthanc has another object of the same UID")
         return Restored(name, "imported")
 

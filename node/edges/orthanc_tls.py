@@ -7,11 +7,12 @@ configuration folder and little else, so the files are copied there.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from node.edges.orthanc_config import replace_file
 
 _NAMES = ("dicom_tls.json", "dicom_tls.crt", "dicom_tls.key", "dicom_tls_trusted.crt")
 
@@ -39,11 +40,11 @@ def write_tls(folder: Path, tls: OrthancTls | None) -> None:
             (folder / name).unlink(missing_ok=True)
         return
     trusted = b"\n".join(path.read_bytes() for path in dict.fromkeys(tls.authorities))
-    _write(folder / "dicom_tls.crt", tls.certificate.read_bytes(), 0o644)
-    _write(folder / "dicom_tls.key", tls.private_key.read_bytes(), 0o600)
-    _write(folder / "dicom_tls_trusted.crt", trusted, 0o644)
+    replace_file(folder / "dicom_tls.crt", tls.certificate.read_bytes(), 0o644)
+    replace_file(folder / "dicom_tls.key", tls.private_key.read_bytes(), 0o600)
+    replace_file(folder / "dicom_tls_trusted.crt", trusted, 0o644)
     section = json.dumps(tls_section(listens=tls.listens), indent=2) + "\n"
-    _write(folder / "dicom_tls.json", section.encode(), 0o644)
+    replace_file(folder / "dicom_tls.json", section.encode(), 0o644)
 
 
 def tls_section(*, listens: bool) -> dict[str, Any]:
@@ -56,12 +57,3 @@ def tls_section(*, listens: bool) -> dict[str, Any]:
         "DicomTlsRemoteCertificateRequired": True,
         "DicomTlsMinimumProtocolVersion": 4,  # TLS 1.2
     }
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    temporary.chmod(mode)
-    temporary.replace(path)

@@ -57,7 +57,7 @@ class DicomDestination:
     connection_timeout_s: float = 10
     association_timeout_s: float = 30
     #: How long the PACS may think about one message.
-    dimse_timeout_s: float = 120
+    dimse_timeout_s: float = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,7 @@ def _stored(association: Association, datasets: Sequence[Dataset]) -> Iterator[S
     for dataset in datasets:
         uid = str(dataset.SOPInstanceUID)
         if broken:
-            yield not_answered(uid, broken)
+            yield not_answered(uid, broken, sent=False)
         elif not _has_context(association, dataset):
             yield store_status(uid, SOP_CLASS_NOT_SUPPORTED)
         else:
@@ -348,7 +348,8 @@ def _stored(association: Association, datasets: Sequence[Dataset]) -> Iterator[S
             except RuntimeError:  # pynetdicom's word for an association that has ended
                 code = None
             if code is None:
-                yield not_answered(uid, "no answer: the association ended, or the time was up")
+                why = "no answer: the association ended, or the time was up"
+                yield not_answered(uid, why, sent=True)
                 broken = "not sent: the association had ended"
                 continue
             status = store_status(uid, int(code))

@@ -19,10 +19,11 @@ from node.edges import journal
 from node.edges.artifacts import FolderArtifacts
 from node.edges.database import Database
 from node.edges.journal import Chain
-from node.edges.ledger_tables import ARRIVALS, JOBS, job_of
+from node.edges.ledger_tables import ARRIVALS, JOBS, LOST, job_of
 from node.errors import NoMatchingModel
 from node.jobs import Event, Job, State, StepName
-from node.pipeline.outbound import outbound_record
+from node.pipeline.outbound import unseal
+from node.ports import SealedNames
 
 _DAY_S = 86400.0
 #: A worker that has just lost its job may still write for a while.
@@ -39,16 +40,6 @@ class Keep:
     confirmed_days: float | None
     unwanted_days: float | None
     stopped_days: float | None
-
-
-class SealedNames(Protocol):
-    """The vault as it is emptied."""
-
-    def names(self, study: str) -> list[str]:
-        """Types of the records of a study."""
-
-    def delete(self, study: str, record_type: str) -> None:
-        """Remove one record."""
 
 
 class ReceivedSeries(Protocol):
@@ -118,6 +109,7 @@ class Retention:
             for job in jobs:
                 self._artifacts.delete(f"{job.id}/")
             self._received.delete_instances(newest.instance_ids)
+            tx.execute(sa.delete(LOST).where(LOST.c.series_id == series_id))
             now = self._database.clock()
             chain.append(now, "retention", Event.DELETED, newest.state, newest)
         log.get().info(str(Event.DELETED), job_id=newest.id, state=str(newest.state))
@@ -153,10 +145,8 @@ class Retention:
 
     def _free(self, job: Job) -> None:
         # The artifacts last: as long as there are some, an interrupted run is begun again.
-        study = job.facts.get("study", "")
-        for record in self._vault.names(study) if study else []:
-            if record.startswith(outbound_record(job, "")):
-                self._vault.delete(study, record)
+        if job.facts.get("study"):
+            unseal(job, self._vault)
         for name in self._leftovers(job):
             self._artifacts.delete(f"{job.id}/{name}")
         if not self._artifacts.inside(job.id):

@@ -50,6 +50,8 @@ STORE_STATUSES = (
     # dcm4chee-arc answers these for reasons of its own, which no waiting changes.
     StatusRange(0xA770, 0xA770, Answer.WARNING, "rejection note received before"),
     StatusRange(0xA774, 0xA774, Answer.WARNING, "rejected before"),
+    # The earlier result may be on its way.
+    StatusRange(0xA772, 0xA772, Answer.TRY_AGAIN, "what it rejects is not there"),
     StatusRange(0xA771, 0xA779, Answer.REFUSED, "refused by a rule of the archive"),
     StatusRange(0xA700, 0xA7FF, Answer.BUSY, "out of resources"),
     StatusRange(0xA800, 0xA8FF, Answer.REFUSED, "SOP class not supported"),
@@ -88,6 +90,6 @@ def refused_over_http(sop_instance_uid: str, code: int) -> StoreStatus:
     return StoreStatus(sop_instance_uid, Answer.REFUSED, said, code)
 
 
-def not_answered(sop_instance_uid: str, why: str) -> StoreStatus:
+def not_answered(sop_instance_uid: str, why: str, *, sent: bool) -> StoreStatus:
     """An instance of which nobody knows whether it has arrived, or that was not sent any more."""
-    return StoreStatus(sop_instance_uid, Answer.TRY_AGAIN, why)
+    return StoreStatus(sop_instance_uid, Answer.TRY_AGAIN, why, unsure=sent)

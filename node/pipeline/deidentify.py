@@ -53,7 +53,8 @@ def deidentify(
     would have to be blanked is found first, for a person to look at; once a person has released
     it, such images go on with exactly that blanked.
 
-    ``review_key`` (32 bytes) tells whether a held image is still the one that was examined.
+    ``review_key`` (32 bytes) tells whether a held image is still the one that was examined,
+    and whether what was found there is still what was written down.
 
     Facts
     -----
@@ -76,7 +77,7 @@ def deidentify(
         An image that a person has released is another one now.
     """
     may_release = Option.CLEAN_PIXEL_DATA in policy.options
-    released = released_review(job, artifacts) if may_release else None
+    released = released_review(job, artifacts, review_key) if may_release else None
     originals: list[OriginalIdentity] = []
     held: list[HeldImage] = []
     deidentifier = Deidentifier(policy, keys)
@@ -101,7 +102,7 @@ def deidentify(
             bundle.add(f"{number:06d}.dcm", made.data)
             originals.append(made.original)
         if held:
-            raise held_for_review(store_review(job, held, artifacts))
+            raise held_for_review(store_review(job, held, artifacts, review_key))
         crosswalk = Crosswalk.collect(originals)
         sealed = seal_crosswalk(vault, crosswalk, epoch=keys.epoch)
     facts: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from node.pipeline.delivery import (
 from node.pipeline.identity_errors import as_node_errors
 from node.pipeline.outbound import Outgoing, outbound_record, outgoing
 from node.pipeline.proof import Prover
+from node.pipeline.replaced import has_newer, replaced_at
 from node.ports import Answer, Pacs, SealedRecords, StoreStatus
 
 #: How many objects are decrypted and sent at once: pictures of a long series would fill the memory.
@@ -43,6 +44,7 @@ def deliver(
     prover: Prover,
     note: Callable[[Job, Mapping[str, Any]], bool],
     paused: Callable[[], frozenset[str]] = frozenset,
+    jobs_of_series: Callable[[Job], Iterable[Job]] = lambda _: (),
     clock: Callable[[], float] = time.time,
 ) -> Done | NotYet | Redirect:
     """Send each destination its kinds of result, and of those only what it has not taken yet.
@@ -57,6 +59,9 @@ def deliver(
         Keeps the fact in the ledger while the step runs, so that a killed worker costs one batch.
     paused
         Destinations that a person has paused.
+    jobs_of_series
+        All jobs of the job's series: a newer one may have told a destination to reject this one.
+        Who refuses the Segmentation gets no pictures of it where a newer result is on its way.
 
     Facts
     -----
@@ -82,18 +87,25 @@ def deliver(
         if several and progress[name].state is DeliveryState.ACCEPTED:
             keep(prover.prove(job, name, progress[name], keep))
 
-    if not _plan_is_old(job, progress.all):
+    progress.replaced(replaced_at(job, jobs_of_series(job)))
+    if not _refused_the_segmentation(job, progress.all):
         progress.advance(progress.due(clock(), paused()), go_on)
+    refused = _refused_the_segmentation(job, progress.all)
+    if refused and has_newer(job, jobs_of_series(job)):
+        progress.replaced(refused)  # no pictures of this one beside the newer result
+        refused = []
     deliveries = progress.all
-    if _plan_is_old(job, deliveries):
-        return _encode_anew(deliveries)
+    if refused:
+        return Redirect(StepName.ENCODE, delivery_facts(deliveries))
     waiting = [one for one in deliveries.values() if _waits(one)]
     if waiting:
         causes = dict.fromkeys(one.cause for one in waiting)
         reason = PacsUnavailable("; ".join(causes), remedy=waiting[0].remedy or None)
         open_ones = [one for one in deliveries.values() if not one.over]
         return NotYet(reason, delivery_facts(deliveries), next_look_s(open_ones, clock()))
-    if not any(one.accepted_at for one in deliveries.values()):
+    if not any(
+        one.accepted_at or one.state is DeliveryState.REPLACED for one in deliveries.values()
+    ):
         raise not_delivered(deliveries)
     return Done(delivery_facts(deliveries))
 
@@ -115,13 +127,19 @@ def _sent(
     for batch in _batches([one for one in objects if one.name not in accepted]):
         with as_node_errors():
             data = [vault.open(job.facts["study"], outbound_record(job, one.name)) for one in batch]
+        before, delivery = delivery, delivery.sending(one.name for one in batch)
+        keep(delivery)
         try:
             statuses = destination.store(data)
         except Unavailable as error:
-            return delivery.wait(error, clock())
+            sent = getattr(error, "sent", False)
+            return (delivery if sent else before).wait(error, clock())
         except DeliveryRefused as error:
-            return delivery.refuse(str(error), error.remedy)
+            return before.refuse(str(error), error.remedy)
+        unsure = set(before.may_hold)
         for one, status in zip(batch, statuses, strict=True):
+            if status.unsure:
+                unsure.add(one.name)
             if status.accepted:
                 accepted[one.name] = "" if status.answer is Answer.ACCEPTED else status.said
             else:
@@ -132,11 +150,12 @@ def _sent(
                     later.append(status)
         if len(accepted) > len(delivery.accepted):
             delivery = replace(delivery, tries=0, since=None)
-        delivery = replace(delivery, accepted=accepted, failed=failed)
+        may_hold = [one for one in delivery.may_hold if one in unsure and one not in accepted]
+        delivery = replace(delivery, accepted=accepted, failed=failed, may_hold=tuple(may_hold))
         keep(delivery)
         if refused and refused[0][0].kind.is_segmentation:
             log.get().warning("falls back to captures", job_id=job.id, destination=name)
-            return Delivery(fallback=refused[0][1].said)
+            return replace(delivery.reopen(), fallback=refused[0][1].said)
         if later:
             break
     if later:
@@ -171,19 +190,13 @@ def _waits(delivery: Delivery) -> bool:
     return delivery.state is DeliveryState.WAITING and not delivery.over
 
 
-def _plan_is_old(job: Job, deliveries: Deliveries) -> bool:
-    """A destination that has refused the Segmentation is still to get it."""
+def _refused_the_segmentation(job: Job, deliveries: Deliveries) -> list[str]:
+    """Destinations that are still to get it by the plan, which is old for them."""
     plan = job.facts["plan"]
-    return any(
-        deliveries[name].fallback and any(ResultKind(kind).is_segmentation for kind in plan[name])
+    return [
+        name
         for name in plan
-    )
-
-
-def _encode_anew(deliveries: Deliveries) -> Redirect:
-    # Objects are numbered anew too: who has not taken all of his gets all.
-    begun = {
-        name: replace(one, accepted={}, failed={}) if _waits(one) else one
-        for name, one in deliveries.items()
-    }
-    return Redirect(StepName.ENCODE, delivery_facts(begun))
+        if deliveries[name].fallback
+        and _waits(deliveries[name])
+        and any(ResultKind(kind).is_segmentation for kind in plan[name])
+    ]

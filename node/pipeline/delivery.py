@@ -7,6 +7,8 @@
        ▲  └──► refused            │
        └──────────────────────────┘ not kept: sent again
 
+    waiting, accepted ──► replaced, once it has taken a newer job's rejection note
+
 Kept as the fact ``delivery``: destination → plain JSON of :class:`Delivery`, without what is as it
 was at the beginning. Nothing here comes from a patient: objects are known by their kind and number.
 """
@@ -40,6 +42,11 @@ class DeliveryState(StrEnum):
     ACCEPTED = "accepted"  #: it has taken all and proven nothing yet
     CONFIRMED = "confirmed"  #: it has proven that it keeps all
     REFUSED = "refused"  #: its answer will not change before a person has changed something
+    REPLACED = "replaced"  #: a newer result takes their place: nothing more is sent or proven
+
+
+#: Nothing is left to do.
+_SETTLED = (DeliveryState.CONFIRMED, DeliveryState.REPLACED)
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,9 @@ class Delivery:
         Name of an object → the warning that it was taken with, empty for plain success.
     failed
         Name of an object → how it was answered when it was last sent.
+    may_hold
+        Names of objects that were sent, and of which nobody knows whether it has them. Noted before
+        they are sent: whoever replaces or stops the job must know of them.
     cause, remedy, error
         Why it waits, was refused or given up, and what a person can do; the error's class.
     tries, since, next_try_at
@@ -74,6 +84,7 @@ class Delivery:
     state: DeliveryState = DeliveryState.WAITING
     accepted: Mapping[str, str] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
+    may_hold: tuple[str, ...] = ()
     cause: str = ""
     remedy: str = ""
     error: str = ""
@@ -93,7 +104,7 @@ class Delivery:
     @property
     def over(self) -> bool:
         """Nothing more happens to it without a person."""
-        return self.given_up or self.state in (DeliveryState.CONFIRMED, DeliveryState.REFUSED)
+        return self.given_up or self.state in (*_SETTLED, DeliveryState.REFUSED)
 
     def due(self, now: float) -> bool:
         """Something can be done now. A time far ahead is that of a clock that was set back."""
@@ -104,6 +115,10 @@ class Delivery:
     def tried_since(self, now: float) -> float:
         """Since when it has been tried in vain, if it is tried in vain now."""
         return tried_since(self.since or now, self.next_try_at or now, now)
+
+    def sending(self, names: Iterable[str]) -> Delivery:
+        """These objects are about to be sent."""
+        return replace(self, may_hold=tuple(dict.fromkeys([*self.may_hold, *names])))
 
     def wait(self, error: NodeError, now: float) -> Delivery:
         """Try again later; give up after a week in which it took nothing."""
@@ -152,22 +167,42 @@ class Delivery:
             remedy="", error="", next_try_at=None, transactions=(),
         )  # fmt: skip
 
+    def replaced(self) -> Delivery:
+        """A newer result takes its place there; what it has may be hidden."""
+        return replace(
+            self, state=DeliveryState.REPLACED, next_try_at=None, remedy="", error="",
+            cause="A newer result replaces this one", transactions=(),
+        )  # fmt: skip
+
     def send_again(self, lost: Iterable[str]) -> Delivery:
         """These objects were taken and are not kept: back to waiting, at once."""
-        kept = {name: said for name, said in self.accepted.items() if name not in set(lost)}
+        gone = set(lost)
+        kept = {name: said for name, said in self.accepted.items() if name not in gone}
+        again = replace(self.sending(gone), accepted=kept, sent_again=self.sent_again + 1)
+        return again.reopen()
+
+    def reopen(self) -> Delivery:
+        """It does not have all that it gets: back to waiting, at once."""
         return replace(
-            self, state=DeliveryState.WAITING, accepted=kept, accepted_at=None, transactions=(),
-            looks=0, tries=0, since=None, sent_again=self.sent_again + 1, next_try_at=None,
+            self, state=DeliveryState.WAITING, accepted_at=None, confirmed_at=None, proof="",
+            transactions=(), looks=0, tries=0, since=None, next_try_at=None,
         )  # fmt: skip
 
     def begin_anew(self) -> Delivery:
         """As a person's retry has it: what is confirmed stays, what was not taken is sent.
 
-        What was taken and never proven is sent once more.
+        What was taken and never proven is sent once more. Of pictures instead of a Segmentation
+        the rest is sent, if some were: otherwise the Segmentation is offered again.
         """
-        if self.state is DeliveryState.CONFIRMED:
+        if self.state in _SETTLED:
             return self
-        return Delivery(accepted={} if self.state is DeliveryState.ACCEPTED else self.accepted)
+        unproven = self.state is DeliveryState.ACCEPTED
+        known = self.sending(self.accepted) if unproven else self
+        some = self.accepted or self.may_hold
+        return Delivery(
+            accepted={} if unproven else self.accepted, may_hold=known.may_hold,
+            fallback=self.fallback if some else "",
+        )  # fmt: skip
 
 
 Deliveries = Mapping[str, Delivery]
@@ -207,6 +242,12 @@ class Progress:
         """Destination → delivery, as they are now."""
         return dict(self._deliveries)
 
+    def replaced(self, names: Iterable[str]) -> None:
+        """These get a newer result instead, or were told to reject this one."""
+        for name in names:
+            if name in self._deliveries and not self[name].over:
+                self[name] = self[name].replaced()
+
     def due(self, now: float, paused: frozenset[str]) -> list[str]:
         """Who can go on now. Who was paused by a person is looked at again in a while."""
         found = []
@@ -239,8 +280,10 @@ def next_look_s(deliveries: Iterable[Delivery], now: float) -> float:
 
 def not_delivered(deliveries: Deliveries) -> NotDelivered:
     """Why a job cannot end confirmed: who does not keep its results."""
-    missing = {name: one for name, one in deliveries.items() if one.over and not one.confirmed_at}
-    kept = [name for name, one in deliveries.items() if one.confirmed_at]
+    missing = {
+        name: one for name, one in deliveries.items() if one.over and one.state not in _SETTLED
+    }
+    kept = [name for name, one in deliveries.items() if one.state is DeliveryState.CONFIRMED]
     cause = "; ".join(dict.fromkeys(one.cause for one in missing.values()))
     if kept:
         cause += f". {', '.join(kept)} {'keeps' if len(kept) == 1 else 'keep'} the results"
@@ -254,16 +297,18 @@ def resumed(job: Job) -> tuple[StepName, dict[str, Any]]:
     What a destination accepted and did not prove is sent again. The objects keep their UIDs, so
     none is doubled.
     """
-    facts = dict(job.facts)
+    known, plan = read_deliveries(job), job.facts.get("plan", {})
+    if not known:
+        return job.step, dict(job.facts)
+    begun = {name: one.begin_anew() for name, one in known.items() if name in plan}
+    facts = {**job.facts, **delivery_facts(begun)}
     if job.step not in (StepName.DELIVER, StepName.CONFIRM):
         return job.step, facts
-    known, plan = read_deliveries(job), facts.get("plan", {})
     # Who could get nothing, or refused the Segmentation, may have been corrected meanwhile.
-    other = any(name not in plan or (one.fallback and not one.proof) for name, one in known.items())
-    begun = {name: one.begin_anew() for name, one in known.items() if name in plan or not other}
-    if other:  # the plan is made anew, and so are the numbers of the objects
-        begun = {name: one if one.proof else Delivery() for name, one in begun.items()}
-    return StepName.ENCODE if other else StepName.DELIVER, facts | delivery_facts(begun)
+    other = any(
+        name not in plan or one.fallback != begun[name].fallback for name, one in known.items()
+    )
+    return StepName.ENCODE if other else StepName.DELIVER, facts
 
 
 def hurried(job: Job) -> dict[str, Any]:
@@ -295,6 +340,8 @@ def _read(plain: Mapping[str, Any]) -> Delivery:
     values = {name: value for name, value in plain.items() if name in known}
     if "state" in values:
         values["state"] = DeliveryState(values["state"])
+    if "may_hold" in values:
+        values["may_hold"] = tuple(values["may_hold"])
     if "transactions" in values:
         values["transactions"] = tuple((uid, at) for uid, at in values["transactions"])
     return Delivery(**values)

@@ -6,13 +6,11 @@ Which kinds of object is decided by the destinations: each takes what its profil
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-import numpy as np
 from pydicom import Dataset, dcmread
 
 from node.errors import ModelFault
@@ -20,6 +18,7 @@ from node.imaging.views import choose_radiograph
 from node.jobs import Done, Job, Reason, unsuitable
 from node.kinds import ResultKind
 from node.manifest import ModelManifest, RadiographManifest
+from node.pipeline.inferred import read_label_map, read_measurements
 from node.pipeline.outbound import (
     Outgoing,
     Profile,
@@ -31,8 +30,6 @@ from node.pipeline.outbound import (
 )
 from node.pipeline.replaced import replaced_by, replacement_facts
 from node.pipeline.working_data import (
-    LABEL_MAP_FILE,
-    MEASUREMENTS_FILE,
     RESULT_KEY,
     RESULTS,
     instances_of,
@@ -41,7 +38,6 @@ from node.pipeline.working_data import (
 )
 from node.ports import Artifacts, BundleWriter
 from node.results.explanation import EXPLAINING, explaining_kind, explanation
-from node.results.measurements import from_json
 from node.results.objects import Found, Origin, possible_kinds
 from node.results.rejection import Replaced, rejection
 
@@ -172,14 +168,9 @@ def _explain(
 
 def _found(job: Job, instances: Sequence[Dataset], origin: Origin, artifacts: Artifacts) -> Found:
     bundle = label_map_of(job, artifacts)
-    stored = np.load(io.BytesIO(bundle.get(LABEL_MAP_FILE)), allow_pickle=False)
-    by_uid = {str(instance.SOPInstanceUID): instance for instance in instances}
-    measured = json.loads(bundle.get(MEASUREMENTS_FILE))
+    labels, sources = read_label_map(bundle, instances)
     return Found(
-        origin=origin,
-        labels=stored["labels"],
-        sources=[by_uid[str(uid)] for uid in stored["sop_instance_uids"]],
-        measurements=from_json(measured["segments"]),
+        origin=origin, labels=labels, sources=sources, measurements=read_measurements(bundle)
     )
 
 

@@ -10,8 +10,15 @@ from typing import Any, Literal
 from node.errors import DeliveryRefused
 from node.jobs import Job
 from node.kinds import ResultKind
-from node.pipeline.delivery import Delivery, delivery_facts, read_deliveries, refused_by_plan
-from node.ports import SealedRecords
+from node.pipeline.delivery import (
+    Delivery,
+    DeliveryState,
+    delivery_facts,
+    read_deliveries,
+    refused_by_plan,
+)
+from node.pipeline.working_data import RESULT_KEY
+from node.ports import SealedNames
 
 
 @dataclass(frozen=True)
@@ -147,42 +154,101 @@ def facts_of(
 
     ``results``: what was made. ``plan``: what of it each destination gets (kind → every nth).
     ``delivery``: how far each is; who can get nothing has been refused from the beginning.
+    ``left``: what a destination has of an earlier plan and does not get by this one.
     """
     made = to_make(plan)
-    known = read_deliveries(job)
-    deliveries = {name: known.get(name, Delivery()) for name in plan}
-    deliveries |= {name: refused_by_plan(error) for name, error in nothing.items()}
-    return {
+    facts: dict[str, Any] = {
         "results": [asdict(result) for result in results],
         "plan": {
             name: {str(kind): every // made[kind] for kind, every in wanted.items()}
             for name, wanted in plan.items()
         },
-        **delivery_facts(deliveries),
     }
+    now, taken = replace(job, facts=facts), taken_by(job)
+    deliveries = {name: _as_now(job, now, name, taken.get(name, ())) for name in plan}
+    deliveries |= {name: refused_by_plan(error) for name, error in nothing.items()}
+    left = {}
+    for name, objects in taken.items():
+        known = {one.sop_instance_uid for one in outgoing(now, name)} if name in plan else set()
+        left[name] = [one for one in objects if one.sop_instance_uid not in known]
+    return {**facts, **delivery_facts(deliveries), "left": _as_results(left)}
+
+
+def _as_now(before: Job, now: Job, name: str, taken: Sequence[Outgoing]) -> Delivery:
+    """What is known of a destination, by the names that its objects have now.
+
+    They are numbered anew with every plan, and keep their UIDs.
+    """
+    known = read_deliveries(before).get(name, Delivery())
+    names = {one.sop_instance_uid: one.name for one in outgoing(now, name)}
+    accepted = {
+        names[one.sop_instance_uid]: known.accepted[one.name]
+        for one in taken
+        if one.sop_instance_uid in names and one.name in known.accepted
+    }
+    again = [names[one.sop_instance_uid] for one in taken if one.sop_instance_uid in names]
+    may_hold = tuple(one for one in again if one not in accepted)
+    known = replace(known, accepted=accepted, may_hold=may_hold, failed={})
+    some_are_new = len(accepted) < len(names) and known.state is not DeliveryState.WAITING
+    return known.reopen() if some_are_new else known
+
+
+def taken_by(job: Job) -> dict[str, list[Outgoing]]:
+    """Destination → every object of the job that it has taken, or may have.
+
+    Also what is no part of the job's results any more.
+    """
+    found: dict[str, list[Outgoing]] = {}
+    for result in (Result(**plain) for plain in job.facts.get("left", ())):
+        found.setdefault(result.destination, []).extend(_objects(result))
+    for name, one in read_deliveries(job).items():
+        if name in job.facts.get("plan", {}):
+            sent = {*one.accepted, *one.may_hold}
+            found.setdefault(name, []).extend(o for o in outgoing(job, name) if o.name in sent)
+    return {name: objects for name, objects in found.items() if objects}
+
+
+def lasting(job: Job) -> dict[str, Any]:
+    """The facts that outlive a job's new beginning: what its objects were, and are, known by."""
+    left = _as_results(taken_by(job))
+    known = {RESULT_KEY: job.facts[RESULT_KEY]} if RESULT_KEY in job.facts else {}
+    return {**known, "left": left} if left else known
+
+
+def _as_results(objects: Mapping[str, Sequence[Outgoing]]) -> list[dict[str, Any]]:
+    """Each destination's objects, a line for each series."""
+    series: dict[tuple[str, ResultKind, str, str], list[str]] = {}
+    for name, of_it in objects.items():
+        for one in of_it:
+            which = (name, one.kind, one.sop_class_uid, one.series_instance_uid)
+            series.setdefault(which, []).append(one.sop_instance_uid)
+    return [
+        asdict(Result(kind, sop_class, uid, tuple(instances), name))
+        for (name, kind, sop_class, uid), instances in series.items()
+    ]
 
 
 def outgoing(job: Job, destination: str | None = None) -> list[Outgoing]:
     """Every object that ``encode`` made of the job, or those that one destination gets."""
     found = []
     for result in (Result(**plain) for plain in job.facts["results"]):
-        kind = ResultKind(result.kind)
-        instances = [
-            Outgoing(
-                object_name(kind, number),
-                kind,
-                result.sop_class_uid,
-                result.series_instance_uid,
-                uid,
-            )
-            for number, uid in enumerate(result.sop_instance_uids, start=result.first)
-        ]
+        instances = _objects(result)
         if destination is None:
             found += instances
         elif result.destination in ("", destination):
-            every = job.facts["plan"][destination].get(kind)
+            every = job.facts["plan"][destination].get(result.kind)
             found += instances[::every] if every else []
     return found
+
+
+def _objects(result: Result) -> list[Outgoing]:
+    kind = ResultKind(result.kind)
+    return [
+        Outgoing(
+            object_name(kind, number), kind, result.sop_class_uid, result.series_instance_uid, uid
+        )
+        for number, uid in enumerate(result.sop_instance_uids, start=result.first)
+    ]
 
 
 def object_name(kind: ResultKind, number: int) -> str:
@@ -198,7 +264,7 @@ def outbound_record(job: Job, name: str) -> str:
     return f"outbound-{job.id}-{name}"
 
 
-def unseal(job: Job, vault: SealedRecords) -> None:
+def unseal(job: Job, vault: SealedNames) -> None:
     """Remove the re-identified objects, also of kinds that a destination refused."""
     study = job.facts["study"]
     for record in vault.names(study):

@@ -4,6 +4,8 @@ An image is held because of its pixels. Where the site has chosen ``clean-pixel-
 ``deidentify`` finds what would have to be blanked and writes it down: rectangles, the rule that
 wants each, and whether text would still be legible. No pixel and no word of it is kept. The console
 draws the pictures from Orthanc's copy. A person releases exactly what was shown, by its digest.
+The compute zone can write where it is kept, so it is sealed: what somebody else has written there,
+as fewer frames to look at, is no review.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from node.ports import Artifacts
 MAX_PICTURES = 64
 #: The fact that holds the digest of the review that a person has released.
 RELEASED = "released"
+_SEAL_LENGTH = 65
 _STILL_LEGIBLE = "Text can still be read after everything that was found is blanked"
 
 
@@ -119,27 +122,34 @@ def forget_review(job: Job, artifacts: Artifacts) -> None:
     artifacts.delete(_name(job))
 
 
-def store_review(job: Job, images: Iterable[HeldImage], artifacts: Artifacts) -> Review:
+def store_review(
+    job: Job, images: Iterable[HeldImage], artifacts: Artifacts, review_key: bytes
+) -> Review:
     """Write down what a person has to look at."""
     review = Review(tuple(images))
-    artifacts.put(_name(job), review.to_bytes())
+    data = review.to_bytes()
+    artifacts.put(_name(job), _seal(job, data, review_key) + data)
     return review
 
 
-def read_review(job: Job, artifacts: Artifacts) -> Review | None:
+def read_review(job: Job, artifacts: Artifacts, review_key: bytes) -> Review | None:
     """What a person has to look at before the job goes on, if it waits for that.
 
-    One that was damaged is none: retried, the job is examined again.
+    One that was damaged or altered is none: retried, the job is examined again.
     """
     try:
-        return Review.from_bytes(artifacts.get(_name(job)))
-    except (KeyError, TypeError, ValueError):
+        stored = artifacts.get(_name(job))
+    except KeyError:
         return None
+    seal, data = stored[:_SEAL_LENGTH], stored[_SEAL_LENGTH:]
+    if not hmac.compare_digest(seal, _seal(job, data, review_key)):
+        return None
+    return Review.from_bytes(data)
 
 
-def released_review(job: Job, artifacts: Artifacts) -> Review | None:
+def released_review(job: Job, artifacts: Artifacts, review_key: bytes) -> Review | None:
     """The review that a person has released for this job, if it is still the same."""
-    review = read_review(job, artifacts)
+    review = read_review(job, artifacts, review_key)
     if review is None or not review.releasable or job.facts.get(RELEASED) != review.digest:
         return None
     return review
@@ -213,8 +223,13 @@ def held_for_review(review: Review) -> IdentityUnsafe:
 
 def _held_image(plain: Mapping[str, Any]) -> HeldImage:
     regions = tuple(Region(**region) for region in plain["regions"])
-    # A review of an earlier version has no marks: no image is the one that was examined.
-    return HeldImage(**{"mark": "", **plain, "regions": regions})
+    return HeldImage(**{**plain, "regions": regions})
+
+
+def _seal(job: Job, data: bytes, review_key: bytes) -> bytes:
+    """A line of its own before the review, of this job and no other."""
+    message = f"review of {job.id}\n".encode() + data
+    return hmac.new(review_key, message, hashlib.sha256).hexdigest().encode() + b"\n"
 
 
 def _name(job: Job) -> str:

@@ -10,36 +10,64 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from node.jobs import Job
+from node.jobs import OPEN, Job, State, StepName
 from node.kinds import ResultKind
 from node.pipeline.delivery import read_deliveries
-from node.pipeline.outbound import Outgoing, outgoing
-
-#: What an earlier result, or the page that said why there was none, keeps of its delivery.
-OF_DELIVERY = ("results", "plan", "delivery")
+from node.pipeline.outbound import Outgoing, outgoing, taken_by
 
 Replacements = Mapping[str, Sequence[Outgoing]]
 
 
 def replaced_by(job: Job, jobs: Iterable[Job]) -> Replacements:
-    """Destination → objects of earlier results that it has taken and was not told to reject.
+    """Destination → objects of earlier results that it has, or will have, and need not keep.
 
-    Earlier is what knew fewer instances of the series and ran the same model.
+    Earlier is what knew fewer instances of the series and ran the same model. What is just being
+    sent counts as taken, and so does what may have arrived; what it was told to reject does not.
     """
-    earlier = [_delivered(one) for one in jobs if _is_earlier(one, job)]
-    told = [uid for one in earlier for uid in _rejected_by(one)]
-    found: dict[str, list[Outgoing]] = {}
+    earlier = [one for one in jobs if _is_earlier(one, job)]
+    told = {uid for one in earlier for uid in _rejected_by(one)}
+    found: dict[str, dict[str, Outgoing]] = {}
     for one in earlier:
-        for name, delivery in read_deliveries(one).items():
-            if name in one.facts["plan"]:
-                found.setdefault(name, []).extend(
-                    taken
-                    for taken in outgoing(one, name)
-                    if taken.name in delivery.accepted
-                    and taken.kind is not ResultKind.REJECTION
-                    and (name, taken.sop_instance_uid) not in told
-                )
-    return {name: objects for name, objects in found.items() if objects}
+        for name, objects in (*taken_by(one).items(), *_going_out(one).items()):
+            found.setdefault(name, {}).update(
+                (each.sop_instance_uid, each)
+                for each in objects
+                if each.kind is not ResultKind.REJECTION
+                and (name, each.sop_instance_uid) not in told
+            )
+    return {name: list(objects.values()) for name, objects in found.items() if objects}
+
+
+def _going_out(job: Job) -> Mapping[str, Sequence[Outgoing]]:
+    """Destination → what it will get of the job, if nobody stops it."""
+    if job.state not in OPEN or job.step not in (StepName.DELIVER, StepName.CONFIRM):
+        return {}
+    return {
+        name: outgoing(job, name)
+        for name, one in read_deliveries(job).items()
+        if name in job.facts.get("plan", {}) and not one.over
+    }
+
+
+def replaced_at(job: Job, jobs: Iterable[Job]) -> frozenset[str]:
+    """Destinations that have taken a later job's note about this one."""
+    own = {one.sop_instance_uid for one in outgoing(job)}
+    return frozenset(
+        name
+        for later in jobs
+        if _is_earlier(job, later)
+        for name, uid in _rejected_by(later)
+        if uid in own
+    )
+
+
+def has_newer(job: Job, jobs: Iterable[Job]) -> bool:
+    """A later job of more instances is on its way, or there already."""
+    return any(
+        _is_earlier(job, replace(later, model=later.model or job.model))
+        and later.state in (*OPEN, State.CONFIRMED)
+        for later in jobs
+    )
 
 
 def replacement_facts(replacements: Replacements) -> dict[str, Any]:
@@ -66,19 +94,13 @@ def _is_earlier(other: Job, job: Job) -> bool:
         other.series_id == job.series_id
         and other.model == job.model
         and set(other.instance_ids) < set(job.instance_ids)
-        and "plan" in _delivered(other).facts
     )
-
-
-def _delivered(job: Job) -> Job:
-    """The job as it was when it delivered: one that explained itself has begun anew since."""
-    return replace(job, facts={**job.facts.get("told", {}), **job.facts})
 
 
 def _rejected_by(job: Job) -> Iterable[tuple[str, str]]:
     """(destination, SOP Instance UID) of what the job's own notes have rejected."""
     for name, delivery in read_deliveries(job).items():
-        if name not in job.facts["plan"]:
+        if name not in job.facts.get("plan", {}):
             continue
         notes = [one for one in outgoing(job, name) if one.kind is ResultKind.REJECTION]
         if any(note.name in delivery.accepted for note in notes):

@@ -34,6 +34,7 @@ from node.jobs import (
     Routed,
     Step,
     StepName,
+    Superseded,
     unsuitable,
 )
 from node.pipeline import BY_NAME
@@ -187,6 +188,13 @@ def _record(ledger: Leases, job: Job, outcome: Outcome) -> list[Job]:
             return [following] if following else []
         case Explained():
             ledger.explained(job, outcome)
+            return []
+        case Superseded(facts):
+            ledger.end(
+                job, Event.SUPERSEDE, facts=facts, error="",
+                cause="A newer result of the series has replaced it",
+                remedy="Nothing to do: see the newer job of this series.",
+            )  # fmt: skip
             return []
         case Routed(wishes):
             return ledger.fork(job, wishes)

@@ -21,6 +21,7 @@ from node.training.evaluate import (
     Measurement,
     interval_over_patients,
 )
+from node.training.measures import number_shown
 
 CARD_NAME = "MODEL_CARD.md"
 BEGIN = "<!-- written by `segnode evaluate`: do not edit between these lines -->"
@@ -93,8 +94,9 @@ def _cases(measurements: Sequence[Measurement], distance: str, amount: str) -> s
         which = f"The {CASES_SHOWN} worst of {len(cases)} cases:\n\n"
         cases = sorted(cases, key=lambda case: _worst_dice(measurements, case))[:CASES_SHOWN]
     rows = [
-        f"| {m.case} | {ROLES[m.role]} | {m.label} | {_number(m.dice, 4)}{_shown(m.dice_interval)}"
-        f" | {_number(m.surface_distance_p95_mm, 1)} | {m.truth_ml:.0f} | {m.found_ml:.0f} | "
+        f"| {m.case} | {ROLES[m.role]} | {m.label} | "
+        f"{number_shown(m.dice, 4)}{_shown(m.dice_interval)} | "
+        f"{number_shown(m.surface_distance_p95_mm, 1)} | {m.truth_ml:.0f} | {m.found_ml:.0f} | "
         f"{m.confused_ml:.1f} |"
         for case in cases
         for m in measurements
@@ -143,7 +145,7 @@ def _stressed(stressed: Sequence[tuple[str, Measurement]], amount: str) -> str:
         for label in labels:
             chosen = [m for name, m in stressed if name == change and m.label == label]
             values = [m.dice for m in chosen if not math.isnan(m.dice)]
-            cells.append(_number(min(values, default=math.nan), 3))
+            cells.append(number_shown(min(values, default=math.nan), 3))
         wrong = max(m.confused_ml for name, m in stressed if name == change)
         rows.append(f"| {change} | {' | '.join(cells)} | {wrong:.1f} |")
     head = f"| the same images with ... | {' | '.join(labels)} | wrong side, {amount} |"
@@ -156,7 +158,8 @@ def _empty(cases: Sequence[EmptyCase], amount: str) -> str:
     if not cases:
         return ""
     rows = [
-        f"| {one.name} | {one.refusal or 'taken'} | {_number(one.found_ml, 1)} |" for one in cases
+        f"| {one.name} | {one.refusal or 'taken'} | {number_shown(one.found_ml, 1)} |"
+        for one in cases
     ]
     head = f"| shows none of it | the node's word | found all the same, {amount} |"
     note = (
@@ -181,10 +184,6 @@ def _limits(measurements: Sequence[Measurement]) -> str:
 def _labels(measurements: Sequence[Measurement]) -> list[str]:
     names = dict.fromkeys(m.label for m in measurements)
     return sorted(names, key=lambda name: name != TOTAL)
-
-
-def _number(value: float, digits: int) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _shown(interval: Interval) -> str:

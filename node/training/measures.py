@@ -39,3 +39,8 @@ def surface_distance_p95_mm(found: Mask, truth: Mask, spacing_mm: Sequence[float
             one, other, include_background=True, percentile=95, spacing=list(spacing_mm)
         )
     return float(distance.item())
+
+
+def number_shown(value: float, digits: int) -> str:
+    """A measure in a table; a dash where it is NaN."""
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from node.manifest import Segment
 from node.training.learning import Learner
-from node.training.measures import dice, surface_distance_p95_mm
+from node.training.measures import dice, number_shown, surface_distance_p95_mm
 from node.training.recipe import Case, Manifest, Recipe
 from node.training.split import Split
 
@@ -94,8 +94,8 @@ def _text(
         "| case | label | Dice | distance, mm |",
         "| --- | --- | --- | --- |",
         *(
-            f"| {row['case']} | {row['label']} | {_number(row['dice'], 4)} | "
-            f"{_number(row['surface_distance_p95_mm'], 1)} |"
+            f"| {row['case']} | {row['label']} | {number_shown(row['dice'], 4)} | "
+            f"{number_shown(row['surface_distance_p95_mm'], 1)} |"
             for row in rows
         ),
         "",
@@ -105,10 +105,6 @@ def _text(
     for number, name in enumerate(shown, start=1):
         lines += [f"![{name}]({PICTURES}/worst_{number}.png)", "", f"{name}", ""]
     return "\n".join(lines)
-
-
-def _number(value: float, digits: int) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _draw_curves(path: Path, history: Sequence[Mapping[str, float]]) -> None:

@@ -261,7 +261,7 @@ class Leftovers:
 
     def __init__(self, storage, index):
         self._storage, self._database = Path(storage), Path(index) / "index"
-        self.fileless = []
+        self._fileless = set()
 
     def put_aside(self):
         """Move what the index does not know; note instances whose file is gone."""
@@ -276,11 +276,11 @@ class Leftovers:
         orphans = [name for name in files if name not in known]
         for name in orphans:
             self._move(Path(files[name]), ORPHANS, name)
-        self.fileless = sorted({known[name] for name in known if name not in files})
-        if orphans or self.fileless:
+        self._fileless = {known[name] for name in known if name not in files}
+        if orphans or self._fileless:
             orthanc.LogWarning(
                 f"segnode: {len(orphans)} files are not in the index and will be imported again; "
-                f"{len(self.fileless)} instances of the index have no file"
+                f"{len(self._fileless)} instances of the index have no file"
             )
 
     def _known(self):
@@ -293,6 +293,14 @@ class Leftovers:
             ))  # fmt: skip
         finally:
             connection.close()
+
+    def fileless(self):
+        """Ids of instances whose file was gone at the start, and that have not come again."""
+        return sorted(self._fileless)
+
+    def arrived(self, instance_id):
+        """Orthanc has stored it: whatever was known of its file is over."""
+        self._fileless.discard(instance_id)
 
     def listed(self, folder):
         """Names of the files in ``ORPHANS`` or ``UNREADABLE``."""
@@ -379,7 +387,7 @@ class Console:
                     "refusing": self._admission.refuses(),
                     "orphans": self._leftovers.listed(ORPHANS),
                     "unreadable": self._leftovers.listed(UNREADABLE),
-                    "fileless": self._leftovers.fileless,
+                    "fileless": self._leftovers.fileless(),
                 }
                 output.AnswerBuffer(json.dumps(state), "application/json")
             elif not UUID.fullmatch(name):
@@ -480,7 +488,9 @@ def connect():
     atexit.register(nudger.stop)  # runs when Orthanc finalizes its Python
     arrivals = {orthanc.ChangeType.NEW_INSTANCE, orthanc.ChangeType.ORTHANC_STARTED}
 
-    def on_change(change, _level, _resource):
+    def on_change(change, _level, resource):
+        if change == orthanc.ChangeType.NEW_INSTANCE:
+            leftovers.arrived(resource)
         if change in arrivals:
             nudger.nudge()
 

@@ -17,16 +17,9 @@ from node.results.objects import Found, possible_kinds
 from node.results.placement import check_frames
 from node.results.remarks import remarks
 from node.results.seg import encode_labelmap
-from tests.conformance.test_seg import (
-    ALGORITHM,
-    IDENTITY,
-    ORIENTATIONS,
-    SEGMENTS,
-    labels_for,
-    part10,
-    series,
-)
+from tests.part10 import part10
 from tests.result_case import Case
+from tests.seg_case import ALGORITHM, IDENTITY, ORIENTATIONS, SEGMENTS, labels_for, series
 
 
 @pytest.mark.parametrize("step_mm", [2.5, -2.5], ids=["feet to head", "head to feet"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
 from importlib import resources
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pydicom.sequence import Sequence
 from anonymizer import PseudonymKeys, basic_policy, deidentify_instance
 from anonymizer.errors import BurnedInText
 from tests.identified_ct import ct_instance, ct_with_planted_identity, part10, raw_element
+from tests.part10 import errors_of
 
 KEYS = PseudonymKeys.from_secret(bytes(32))
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -104,12 +104,6 @@ def test_every_row_with_action_x_is_gone() -> None:
     after = pydicom.dcmread(io.BytesIO(deidentified(ds)))
     assert len(planted) > 220
     assert [hex(tag) for tag in planted if tag in after] == []
-
-
-def errors_of(path: Path) -> set[str]:
-    """What dciodvfy calls an error."""
-    report = subprocess.run(["dciodvfy", str(path)], capture_output=True, check=False).stderr
-    return {line for line in report.decode("latin-1").splitlines() if line.startswith("Error")}
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dicom3tools")

@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydicom import dcmread
@@ -19,7 +18,7 @@ from anonymizer.release import check_released
 from anonymizer.sealed_crosswalk import Sealed, open_crosswalk
 from node.jobs import Job
 from node.kinds import ResultKind
-from node.pipeline.outbound import Profile, outgoing
+from node.pipeline.outbound import Profile, lasting, outgoing
 from node.pipeline.replaced import replaced_by, replaced_uids
 from tests.journey import Journey, part10
 from tests.phantoms import ct_series
@@ -154,8 +153,7 @@ def test_a_page_that_said_why_there_was_no_result_is_replaced(
 ) -> None:
     """The gap was filled: what said so is rejected like a result."""
     before = taken(first.job, "pacs")
-    kept: dict[str, Any] = {"explained": ["pacs"], "told": dict(before.facts)}
-    found = replaced_by(second.job, [replace(before, facts=kept)])
+    found = replaced_by(second.job, [replace(before, facts=lasting(before))])
     assert {one.sop_instance_uid for one in found["pacs"]} == uids(first.job, "pacs", SEG)
 
 

@@ -24,13 +24,8 @@ from node.results.measurements import measure
 from node.results.objects import Found
 from node.results.report import NOTICE
 from node.sdk import LabelMap
+from tests.part10 import part10
 from tests.result_case import EXPLAINED, IODS, KINDS, MODELS, UNKNOWN_TO_DCIODVFY, Case
-
-
-def part10(instance: Dataset) -> bytes:
-    stream = BytesIO()
-    instance.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
 
 
 @pytest.mark.parametrize("kind", KINDS)

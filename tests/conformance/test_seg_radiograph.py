@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from datetime import datetime
-from io import BytesIO
 from pathlib import Path
 
 import highdicom as hd
@@ -18,6 +17,7 @@ from node.manifest import RadiographManifest, Segment, read_manifest
 from node.results.placement import check_frames
 from node.results.seg import Algorithm, encode_seg
 from node.results.uids import ResultIdentity
+from tests.part10 import part10
 from tests.radiographs import CHEST_CR, REPOSITORY, radiograph
 
 IDENTITY = ResultIdentity.for_job(
@@ -134,12 +134,6 @@ def test_a_mask_of_another_image_does_not_leave(manifest: RadiographManifest) ->
     seg.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence = [position]
     with pytest.raises(Quarantined, match="lies elsewhere"):
         check_frames(part10(seg), labels, [ds])
-
-
-def part10(instance: Dataset) -> bytes:
-    stream = BytesIO()
-    instance.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
 
 
 def test_two_radiographs_are_no_volume(manifest: RadiographManifest) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy.exc import OperationalError
 
 from node.jobs import Job, State
-from node.pipeline.outbound import outgoing
+from node.pipeline.outbound import outgoing, taken_by
 from tests.faults.catalogue import FAULTS, Fault
 from tests.faults.site import ROUTES, Sent, Site, digest_of
 
@@ -365,7 +365,9 @@ def _results_wrong(site: Site, sent: Sent, job: Job, older: Sequence[Job]) -> li
 
 
 def _made_by(job: Job) -> set[str]:
-    return {one.sop_instance_uid for one in outgoing(job)} if "results" in job.facts else set()
+    made = outgoing(job) if "results" in job.facts else []
+    taken = [one for of_it in taken_by(job).values() for one in of_it]
+    return {one.sop_instance_uid for one in (*made, *taken)}
 
 
 def _is_seg(one: Any) -> bool:

@@ -228,9 +228,12 @@ class Outbox:
             clock=self.clock,
         )
         self.paused: frozenset[str] = frozenset()
+        #: Other jobs of the series, beside what the ledger has.
+        self.others: tuple[Job, ...] = ()
         shared = {
             "vault": self.vault, "prover": prover, "note": self.ledger.note,
             "paused": lambda: self.paused, "clock": self.clock,
+            "jobs_of_series": lambda _: self.others,
         }  # fmt: skip
         self.steps = {
             StepName.DELIVER: lambda job: deliver(job, destinations=destinations, **shared),

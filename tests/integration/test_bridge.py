@@ -315,7 +315,7 @@ def test_a_held_image_is_shown_and_released_through_orthanc(
     job = node.job(step=StepName.DEIDENTIFY, instance_id=instance_id)
     policy = profile_with(frozenset({Option.CLEAN_PIXEL_DATA}))
     image = examined(1, instance, "why", policy, PseudonymKeys.from_secret(bytes(32)), REVIEW_KEY)
-    review = store_review(job, [image], node.artifacts)
+    review = store_review(job, [image], node.artifacts, REVIEW_KEY)
     node.ledger.end(job, Event.QUARANTINE, cause="c", remedy="r", error="IdentityUnsafe")
     path = f"/segnode/api/jobs/{job.id}"
     shown = orthanc.get(f"{path}/review").json()

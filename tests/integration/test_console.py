@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from console_node import ConsoleNode
+from console_node import REVIEW_KEY, ConsoleNode
 
 from anonymizer.pixel_cleaning import Region
 from node.jobs import TRANSITIONS, Event, Job, StepName
@@ -26,6 +26,9 @@ CALLS = [
     ("POST", "/jobs/{id}/retry"),
     ("POST", "/jobs/{id}/cancel"),
     ("GET", "/models"),
+    ("GET", "/storage"),
+    ("GET", "/flow"),
+    ("POST", "/flow/queue/cpu/pause"),
     ("POST", "/studies/{study}/process"),
     ("GET", "/nothing-here"),
 ]
@@ -276,7 +279,7 @@ def held_job(node: ConsoleNode, problem: str = "") -> tuple[Job, Review]:
     job = node.job(step=StepName.DEIDENTIFY)
     region = Region(1, 2, 30, 12, "text, read by OCR")
     image = HeldImage(1, "Image Type (0008,0008) is LOCALIZER", problem, 1, (region,), "mark")
-    review = store_review(job, [image], node.artifacts)
+    review = store_review(job, [image], node.artifacts, REVIEW_KEY)
     node.ledger.end(job, Event.QUARANTINE, cause="c", remedy="r", error="IdentityUnsafe")
     return node.reread(job), review
 

@@ -22,9 +22,8 @@ from tests.orthanc_server import free_port
 
 def reached(port: int, name: str = "pacs", **changes: Any) -> DicomPacs:
     """The node's own SCU."""
-    return DicomPacs(
-        DicomDestination(name=name, ae_title="HOSPITAL", host="127.0.0.1", port=port, **changes)
-    )
+    changes = {"dimse_timeout_s": 60, **changes}
+    return DicomPacs(DicomDestination(name, "HOSPITAL", "127.0.0.1", port, **changes))
 
 
 def once(mood: Callable[..., int], at: str) -> Callable[..., int]:

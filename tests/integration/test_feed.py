@@ -23,7 +23,7 @@ from pynetdicom.events import Event
 from pynetdicom.sop_class import CTImageStorage
 
 from node.edges.arrivals import Arrivals
-from node.edges.feed import Feed
+from node.edges.feed import FEED, Feed
 from node.edges.ledger import Ledger
 from node.edges.orthanc import Orthanc
 from node.edges.orthanc_config import DicomPeer
@@ -101,10 +101,10 @@ class Watched:
     """The watch in a thread of its own, as in its process."""
 
     def __init__(self, server: OrthancServer, ledger: Ledger) -> None:
-        self._orthanc = Orthanc(server.url, *server.auth)
+        self.orthanc = Orthanc(server.url, *server.auth)
         self.woken: list[Job] = []
         self._watch = Watch(
-            self._orthanc, ledger, self.woken.append, quiet_s=QUIET_S, max_quiet_s=30
+            self.orthanc, ledger, self.woken.append, quiet_s=QUIET_S, max_quiet_s=30
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(
@@ -119,7 +119,7 @@ class Watched:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._orthanc.close()
+        self.orthanc.close()
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 30) -> None:
@@ -134,6 +134,13 @@ def of_series(ledger: Ledger, instances: Sequence[Dataset], server: OrthancServe
     uid = str(instances[0].SeriesInstanceUID)
     [found] = server.post("/tools/lookup", content=uid).json()
     return [job for job in ledger.jobs() if job.series_id == found["ID"]]
+
+
+def until_seen(orthanc: Orthanc, ledger: Ledger, series_id: str) -> None:
+    """Return when the watch has read the feed to what is now its end, and opened what it opens."""
+    arrivals, end = Arrivals(ledger.database), orthanc.changes(1_000_000).last
+    eventually(lambda: arrivals.cursor(FEED).value >= end)
+    eventually(lambda: series_id not in {one.series_id for one in arrivals.waiting()})
 
 
 def test_the_bridge_knows_who_has_an_association_open(server: OrthancServer) -> None:
@@ -155,7 +162,7 @@ def test_a_sender_who_pauses_within_an_association_makes_one_job(
 ) -> None:
     """300 instances, and twice the quiet time in the middle: one job of 300, none superseded."""
     instances = series_of(300)
-    with Watched(server, ledger):
+    with Watched(server, ledger) as watched:
         with association(server.dicom_port) as opened:
             send(opened, instances[:150])
             time.sleep(PAUSE_S)
@@ -164,8 +171,7 @@ def test_a_sender_who_pauses_within_an_association_makes_one_job(
         eventually(lambda: bool(of_series(ledger, instances, server)))
         [job] = of_series(ledger, instances, server)
         assert len(job.instance_ids) == 300
-        put(server, instances[:5])  # sent again
-        time.sleep(PAUSE_S)
+        until_seen(watched.orthanc, ledger, put(server, instances[:5]))  # sent again
         assert [one.state for one in of_series(ledger, instances, server)] == [State.QUEUED]
 
 
@@ -270,7 +276,8 @@ def test_a_pausing_sender_is_answered_with_one_result(
     job = node.wait_for(study)
     assert (job["state"], job["facts"]["instances"]) == ("confirmed", len(instances))
     node.receive(study)
-    time.sleep(PAUSE_S)
+    orthanc = Orthanc(node.url, "segnode", node.secret("orthanc_password"))
+    until_seen(orthanc, Ledger(f"sqlite:///{node.var / 'ledger.sqlite'}"), job["series_id"])
     assert len(node.jobs_of(study)) == 1
     assert len(segmentations(pacs, study)) == 1
 

@@ -73,7 +73,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         password = folder / "password"
         password.write_text(pacs.auth[1])
         orthanc = Orthanc(server.url, *server.auth)
-        scu = DicomPacs(DicomDestination("hospital", "HOSPITAL", "127.0.0.1", ports[1]))
+        scu = DicomPacs(
+            DicomDestination("hospital", "HOSPITAL", "127.0.0.1", ports[1], dimse_timeout_s=60)
+        )
         web = DicomWebPacs(
             DicomWebDestination("archive", f"{pacs.url}/dicom-web", pacs.auth[0], password)
         )
@@ -210,7 +212,7 @@ def test_a_source_that_is_down_or_takes_no_queries_decides_nothing(
     """A modality that only stores; a PACS that is off: the spacing has to do."""
     put(bench.server, study.files)
     with running_storescp(tmp_path) as port:
-        scu = DicomPacs(DicomDestination("ct", "STORESCP", "127.0.0.1", port))
+        scu = DicomPacs(DicomDestination("ct", "STORESCP", "127.0.0.1", port, dimse_timeout_s=60))
         bench.sources["ct"] = DicomSource("ct", scu, "SEGNODE")
         outcome = bench.receive(bench.job(study), "ct")
     assert isinstance(outcome, Done)

@@ -47,9 +47,8 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrthancServer]
 
 
 def pacs_at(port: int, ae_title: str = "HOSPITAL", **changes: Any) -> DicomPacs:
-    return DicomPacs(
-        DicomDestination(name="pacs", ae_title=ae_title, host="127.0.0.1", port=port, **changes)
-    )
+    changes = {"dimse_timeout_s": 60, **changes}
+    return DicomPacs(DicomDestination("pacs", ae_title, "127.0.0.1", port, **changes))
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from node.edges.arrivals import Arrivals
 from node.edges.ledger import Ledger
 from node.edges.orthanc import Orthanc
 from node.edges.orthanc_config import DicomPeer
-from node.edges.orthanc_storage import OrthancStorage
+from node.edges.orthanc_storage import OrthancStorage, StorageState
 from node.edges.watch import Watch
+from node.errors import OrthancUnavailable
 from node.jobs import State, StepName
 from node.pipeline.receive import receive
 from node.pipeline.run import Terms, run_next
@@ -126,6 +127,60 @@ def test_a_lost_index_is_made_anew_from_the_files(orthanc: OrthancServer, tmp_pa
     assert len(ledger.jobs()) == 1
 
 
+def test_an_instance_deleted_and_sent_again_survives_an_index_from_before_that(
+    orthanc: OrthancServer, tmp_path: Path
+) -> None:
+    """The index has it, with its MD5, and means a file that was deleted: the new one is alone."""
+    sent(orthanc, tmp_path / "ct", range(3))
+    again = orthanc.upload(ct_instance(1))
+    orthanc.kill()
+    older = tmp_path / "older"
+    shutil.copytree(orthanc.index, older)
+    orthanc.start()
+    storage_of(orthanc).delete_instance(again)
+    sent(orthanc, tmp_path / "ct", range(1, 2))
+    orthanc.kill()
+    shutil.rmtree(orthanc.index)
+    shutil.copytree(older, orthanc.index)
+    orthanc.start()
+    storage = storage_of(orthanc)
+    assert [one.outcome for one in storage.restore()] == ["imported"]
+    assert storage.state().orphans == ()
+    kept = {
+        orthanc.get(f"/instances/{one}/file").content for one in orthanc.get("/instances").json()
+    }
+    assert kept == files_in(orthanc.storage) and len(kept) == 3
+
+
+def test_series_wait_until_an_orthanc_that_died_over_the_import_is_through_with_it(
+    orthanc: OrthancServer, tmp_path: Path
+) -> None:
+    """What is there by then is a part. Files that can never be read hold up no others."""
+
+    class Dying(OrthancStorage):
+        def state(self) -> StorageState:
+            found = super().state()
+            orthanc.kill()
+            return found
+
+    sent(orthanc, tmp_path / "ct", range(4))
+    orthanc.kill()
+    shutil.rmtree(orthanc.index)
+    orthanc.start()
+    storage = Dying(Orthanc(orthanc.url, *orthanc.auth))
+    with pytest.raises(OrthancUnavailable):
+        storage.restore()
+    assert not storage.has_looked
+    orthanc.start()
+    for number in range(3):
+        broken = f"00000000-0000-4000-8000-00000000000{number}"
+        (orthanc.storage / "segnode-orphans" / broken).mkdir()
+    storage = storage_of(orthanc)
+    outcomes = Counter(one.outcome for one in storage.restore())
+    assert outcomes == {"imported": 4, "waiting": 3}
+    assert storage.has_looked
+
+
 def test_a_lost_index_undoes_no_decision(orthanc: OrthancServer, tmp_path: Path) -> None:
     """What was canceled stays so when its instances are back, until somebody sends them again."""
     sent(orthanc, tmp_path / "ct", range(6))
@@ -204,6 +259,10 @@ def test_an_instance_without_its_file_is_named_and_can_be_sent_again(
     storage.delete_instance(gone)
     sent(orthanc, tmp_path / "ct", range(3))
     assert len(orthanc.get(f"/instances/{gone}/file").content) > 1000
+    until = time.monotonic() + 30
+    while storage.state().fileless:  # Orthanc tells its plugins a moment later
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_a_start_after_an_orderly_stop_moves_nothing(

@@ -15,6 +15,7 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from tests.orthanc_server import OrthancServer
+from tests.phantoms import dice
 from tests.radiographs import CHEST_CR, LEG_CR, radiograph
 from tests.running_node import RunningNode, Study, segmentations
 
@@ -97,10 +98,6 @@ def masks(seg: pydicom.Dataset) -> dict[str, np.ndarray]:
         number = groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber
         found[labels[number]] = frame > 0
     return found
-
-
-def dice(one: np.ndarray, other: np.ndarray) -> float:
-    return 2 * float((one & other).sum()) / float(one.sum() + other.sum())
 
 
 def sent_and_back(

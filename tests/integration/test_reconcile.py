@@ -19,9 +19,11 @@ from dicom_peers import ct_instance
 
 from anonymizer.keys import Keyring
 from anonymizer.vault import FolderRecords, Vault
+from node import tables
 from node.edges.arrivals import Arrivals, Cursor
 from node.edges.artifacts import FolderArtifacts
 from node.edges.celery_app import COMPUTE_QUEUE, INFER, celery_app
+from node.edges.journal import Journal
 from node.edges.ledger import Ledger
 from node.edges.ledger_tables import ARRIVALS, JOBS
 from node.edges.orthanc import Orthanc
@@ -285,6 +287,45 @@ def test_an_instance_without_its_file_leaves_the_index(parts: Parts, tmp_path: P
         mended(orphan)
         assert instance_id not in own.get("/instances").json()
         assert len(own.get("/instances").json()) == 1
+
+
+@pytest.mark.parametrize("has_job", [True, False])
+def test_a_lost_instance_is_named_until_it_is_sent_again_and_is_not_taken_out_twice(
+    parts: Parts, tmp_path: Path, has_job: bool
+) -> None:
+    """Its sender was told that it is kept: a person has to hear which series to send again."""
+    with OrthancServer(tmp_path / "own") as own:
+        instance_id, _ = (own.upload(ct_instance(number)) for number in range(2))
+        uuid = own.get(f"/instances/{instance_id}/attachments/dicom/info").json()["Uuid"]
+        own.kill()
+        (own.storage / uuid[:2] / uuid[2:4] / uuid).unlink()
+        own.start()
+        parts.orthanc = own
+        (series,) = own.get("/series?expand").json()
+        if has_job:
+            parts.job(State.FAILED, StepName.DELIVER)
+            with parts.ledger.database.transaction() as tx:
+                tx.execute(sa.update(JOBS).values(study_id=series["ParentStudy"]))
+        else:  # it is still arriving
+            Arrivals(parts.ledger.database).record("orthanc", Cursor(1), {series["ID"]: None})
+        gone = parts.only()
+        mended(gone)
+        for _ in range(2):  # it is said every time
+            lost = parts.only()
+            assert lost.found.startswith(f"1 received instance of series {series['ID']} lost")
+            assert series["ParentStudy"] in lost.remedy
+            assert lost.grave and lost.repair is None
+        journal = Journal(parts.ledger.database)
+        entry = journal.entries(series["ParentStudy"])[-1].entry
+        assert entry["event"] == "received instances lost"
+        assert entry["series"] == series["ID"]
+        assert not journal.verify(series["ParentStudy"]).problem
+        assert tables.journal(journal.entries(series["ParentStudy"])).row_count
+
+        assert own.upload(ct_instance(0)) == instance_id
+        mended(gone)
+        assert own.get(f"/instances/{instance_id}/file").content == ct_instance(0)
+        assert parts.found() == []
 
 
 def test_a_part_that_does_not_answer_hides_no_other(parts: Parts) -> None:

@@ -6,7 +6,6 @@ import io
 import os
 import signal
 import subprocess
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -117,19 +116,6 @@ def test_a_study_by_stow_rs_comes_back_to_the_rules_destination(
     [seg] = segmentations(pacs, study)
     assert_is_the_patients(seg, study)
     assert dciodvfy_errors(seg, tmp_path) == []
-
-
-def test_the_same_study_sent_twice_gives_one_result(
-    node: RunningNode, pacs: OrthancServer, tmp_path: Path
-) -> None:
-    """A PACS that routes again makes no second job and no second SEG."""
-    study = made_up_study(tmp_path / "ct", DEMO_CT[SOME_SLICES])
-    node.receive(study)
-    node.wait_for(study)
-    node.receive(study)
-    time.sleep(4)  # several quiet times
-    assert len(node.jobs_of(study)) == 1
-    assert len(segmentations(pacs, study)) == 1
 
 
 def test_a_killed_compute_worker_costs_time_and_nothing_else(

@@ -18,10 +18,10 @@ from node.authoring.begin import begin_model
 from node.authoring.check import check_model
 from node.authoring.seal import seal_model
 from node.errors import ModelFault, NodeError, NotPossible
+from node.findings import Finding
 from node.manifest import NetworkManifest, read_manifest
 from node.packages import find_models
 from node.reference import read_reference
-from node.tables import Finding
 from tests.packages.conftest import MODELS
 from tests.phantoms import ct_series
 

@@ -24,7 +24,7 @@ from node.sdk import LabelMap, Volume
 from node.segmentation import VolumeModel
 from node.training.examples import Example
 from node.training.recipe import load_recipe
-from tests.phantoms import LEFT_LUNG, ORIENTATIONS, RIGHT_LUNG, chest_truth, ct_series
+from tests.phantoms import LEFT_LUNG, ORIENTATIONS, RIGHT_LUNG, chest_truth, ct_series, dice
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "ct_lungs"
@@ -46,10 +46,6 @@ def model() -> VolumeModel:
 @pytest.fixture(scope="module")
 def recipe() -> Any:
     return load_recipe(MODEL)
-
-
-def dice(one: np.ndarray, other: np.ndarray) -> float:
-    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
 
 
 @pytest.mark.parametrize("position", ORIENTATIONS)

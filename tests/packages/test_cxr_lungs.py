@@ -19,7 +19,16 @@ from node.radiographs import RadiographModel
 from node.sdk import Radiograph
 from node.training.recipe import load_recipe
 from node.training.split import split_by_patient
-from tests.radiographs import CHEST_CR, LEG_CR, REPOSITORY, SHARED, projected_chest, radiograph
+from tests.phantoms import dice
+from tests.radiographs import (
+    CHEST_CR,
+    LEG_CR,
+    REPOSITORY,
+    SHARED,
+    projected_chest,
+    radiograph,
+    stored,
+)
 
 FOLDER = REPOSITORY / "models" / "cxr_lungs"
 MONTGOMERY = REPOSITORY.parent / "shared" / "train" / "cxr_lungs_montgomery"
@@ -39,10 +48,6 @@ def model() -> RadiographModel:
 def chest() -> Radiograph:
     """The chest CR of the WG-04 set: lung metastases, MONOCHROME1, 15 bits, no usable spacing."""
     return radiograph_from(dcmread(CHEST_CR))
-
-
-def dice(one: np.ndarray, other: np.ndarray) -> float:
-    return 2 * float((one & other).sum()) / float(one.sum() + other.sum())
 
 
 def assert_looks_like_lungs(labels: np.ndarray) -> None:
@@ -88,17 +93,10 @@ def test_sides_are_the_patient_s_however_the_image_is_stored(
 ) -> None:
     """Turned pixels with a PatientOrientation that says so give the same lungs, turned."""
     straight = model.segment(chest).array[0]
-
-    def stored(plane: np.ndarray) -> np.ndarray:
-        columns, rows = toward if toward[0] in "LR" else toward[::-1]
-        plane = plane[:, ::-1] if columns == "R" else plane
-        plane = plane[::-1] if rows == "H" else plane
-        return plane if toward[0] in "LR" else plane.T
-
-    turned = replace(chest, array=np.ascontiguousarray(stored(chest.array)), toward=toward)
+    turned = replace(chest, array=np.ascontiguousarray(stored(chest.array, toward)), toward=toward)
     found = model.segment(turned).array[0]
     for side in (LEFT, RIGHT):
-        assert dice(found == side, stored(straight) == side) > 0.99
+        assert dice(found == side, stored(straight, toward) == side) > 0.99
 
 
 @needs_samples

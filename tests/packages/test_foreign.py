@@ -196,7 +196,7 @@ def run_own(tmp_path: Path, series: list[Dataset], code: str, **command: Any) ->
 def test_a_failure_is_told_with_the_last_words(tmp_path: Path, series: list[Dataset]) -> None:
     """The cause is what the program said, without what looks like an identifier."""
     with pytest.raises(ProgramFailed, match=r"exit status 3; it wrote: no GPU for \[uid\], #$"):
-        run_own(tmp_path, series, "print('no GPU for 1.2.840.10008.5.1, 20240131'); sys.exit(3)")
+        run_own(tmp_path, series, "print('no GPU for 1.2.840.113619.2.55, 20240131'); sys.exit(3)")
 
 
 @pytest.mark.parametrize(

@@ -249,8 +249,7 @@ def test_network_code_imports_only_what_a_model_may(folder: Path) -> None:
 def test_package_is_complete_and_small(folder: Path) -> None:
     """Card, training code and reference are beside the weights; nothing is pickled."""
     names = {path.name for path in folder.iterdir()}
-    assert {"MODEL_CARD.md", "reference", "network.py"} <= names
-    assert names & {"train.py", "training.py"}
+    assert {"MODEL_CARD.md", "reference", "network.py", "training.py"} <= names
     assert (folder / "weights.safetensors").stat().st_size <= MAX_WEIGHTS_BYTES
     assert not [path for path in folder.rglob("*") if path.suffix in {".pt", ".pth", ".pkl"}]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from anonymizer.pixel_cleaning import (
     deidentify_with_clean_pixels,
 )
 from tests.identified_ct import SECRETS, part10
+from tests.part10 import errors_of
 from tests.unit.test_anonymizer_pixel_cleaning import drawn_image, is_identified_in_pixels
 
 KEYS = PseudonymKeys.from_secret(bytes(range(32)))
@@ -160,9 +160,3 @@ def test_real_drawn_files_are_deidentified_by_their_tables(tmp_path: Path) -> No
         written = tmp_path / "out.dcm"
         written.write_bytes(made.data)
         assert errors_of(written) - errors_of(path) == set(), path.name
-
-
-def errors_of(path: Path) -> set[str]:
-    """What dciodvfy calls an error."""
-    report = subprocess.run(["dciodvfy", str(path)], capture_output=True, check=False).stderr
-    return {line for line in report.decode("latin-1").splitlines() if line.startswith("Error")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -128,13 +129,13 @@ def test_what_a_killed_worker_had_begun_is_removed_and_a_live_one_s_is_not(
     writer = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from node.edges.bundles import writing\n"
-        "with writing(Path(sys.argv[1])) as bundle:\n"
+        "from node.edges.artifacts import FolderArtifacts\n"
+        "with FolderArtifacts(Path(sys.argv[1])).writing('job/instances') as bundle:\n"
         "    bundle.add('000001.dcm', b'1')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     parent = tmp_path / "job" / "instances"
-    subprocess.run([sys.executable, "-c", writer, str(parent)], check=False)
+    subprocess.run([sys.executable, "-c", writer, str(tmp_path)], check=False)
     [begun] = parent.iterdir()
     with artifacts.writing("job/instances"):
         [alive] = {*parent.iterdir()} - {begun}
@@ -161,6 +162,15 @@ def test_a_full_disk_is_waited_for(artifacts: FolderArtifacts) -> None:
     with pytest.raises(OutOfSpace), bundles.disk_errors_named(), Path("/dev/full").open("wb") as f:
         f.write(b"1")
         f.flush()
+
+
+def test_a_store_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    """Its data are gone, and are made again from Orthanc's copy while the node runs."""
+    store = FolderArtifacts(tmp_path / "artifacts")
+    write(store)
+    shutil.rmtree(tmp_path / "artifacts")
+    assert store.names("job/") == []
+    assert store.bundle("job/instances", write(store)).contents() == [*FILES.values()]
 
 
 def test_names_that_lead_elsewhere_are_refused(artifacts: FolderArtifacts) -> None:

@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from node.cli import app, main
-from node.edges.journal import entries_of, verdict_of
 from node.edges.ledger import Ledger
 from node.errors import NotPossible
 from node.jobs import Event
@@ -81,7 +80,12 @@ def test_the_journal_is_shown_verified_and_exported(ledger: Ledger, tmp_path: Pa
     segnode("journal", "study", "--export", str(file))
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     lines = file.read_text().splitlines()
-    assert verdict_of(entries_of(lines), None).entries == 2
+    assert "2 entries, whole" in segnode("journal", str(file), "--verify").stdout
+    file.write_text(lines[1])
+    assert segnode("journal", str(file)).exit_code == 1
+    file.write_text("no journal")
+    with pytest.raises(NotPossible, match="Line 1"):
+        segnode("journal", str(file))
     assert json.loads(lines[0])["entry"]["study"] == "study"
     with ledger.database.transaction() as tx:
         tx.exec_driver_sql("DELETE FROM journal WHERE number = 2")

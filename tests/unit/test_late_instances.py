@@ -20,6 +20,25 @@ def test_the_same_instances_make_one_job(ledger: Ledger) -> None:
     assert len(ledger.jobs()) == 1
 
 
+@pytest.mark.parametrize("step", [StepName.RECEIVE, StepName.CONFIRM])
+def test_a_part_of_what_a_job_has_or_will_have_made_gets_no_job(
+    ledger: Ledger, step: StepName
+) -> None:
+    """Orthanc lost the rest with its index, or a deleted series is sent again bit by bit.
+
+    Once the job has ended without a result, a part of it is better than nothing.
+    """
+    job = at_step(ledger, step)
+    assert ledger.open_jobs("series", "study", ("a",)) is None
+    if step is StepName.CONFIRM:
+        ledger.finish(claimed(ledger, job), {})
+        assert ledger.open_jobs("series", "study", ("a",)) is None
+        assert len(ledger.jobs()) == 1
+    else:
+        ledger.cancel(job.id)
+        assert ledger.open_jobs("series", "study", ("a",)) is not None
+
+
 def test_late_instances_make_a_job_that_supersedes(ledger: Ledger) -> None:
     """The older job knows too little and stops; one that is confirmed stays what it is."""
     older = opened(ledger, "a")

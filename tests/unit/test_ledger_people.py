@@ -46,7 +46,8 @@ def test_retrying_sends_again_only_what_is_not_confirmed(ledger: Ledger) -> None
     assert (again.step, again.state) == (StepName.DELIVER, State.QUEUED)
     assert again.facts["results"] == RESULTS
     assert again.facts["delivery"] == {
-        "kept": delivery["kept"], "lost": {}, "partly": {"accepted": {"seg": ""}},
+        "kept": delivery["kept"], "lost": {"may_hold": ("seg",)},
+        "partly": {"accepted": {"seg": ""}},
     }  # fmt: skip
 
 

@@ -75,7 +75,7 @@ class Bench:
 
     def release(self) -> str:
         """What the console does for a person."""
-        review = read_review(self.job, self.artifacts)
+        review = read_review(self.job, self.artifacts, REVIEW_KEY)
         assert review is not None
         self.job = replace(self.job, facts={RELEASED: review.digest})
         return review.digest
@@ -97,7 +97,7 @@ def test_without_the_option_nothing_is_looked_for(bench: Bench) -> None:
     with pytest.raises(IdentityUnsafe, match="pixels may show") as held:
         bench.run(CLOSED)
     assert "clean-pixel-data" in held.value.remedy
-    assert read_review(bench.job, bench.artifacts) is None
+    assert read_review(bench.job, bench.artifacts, REVIEW_KEY) is None
 
 
 def test_a_held_image_is_shown_as_it_would_leave(bench: Bench) -> None:
@@ -106,7 +106,7 @@ def test_a_held_image_is_shown_as_it_would_leave(bench: Bench) -> None:
     with pytest.raises(IdentityUnsafe, match="a person has to look"):
         bench.run(OPEN)
     assert bench.outputs() == []
-    review = read_review(bench.job, bench.artifacts)
+    review = read_review(bench.job, bench.artifacts, REVIEW_KEY)
     assert review is not None
     assert review.releasable
     [image] = review.images
@@ -168,20 +168,29 @@ def test_another_digest_releases_nothing(bench: Bench, forged: str) -> None:
     assert bench.release() == before
 
 
-def test_a_review_that_was_altered_releases_nothing(bench: Bench) -> None:
-    """The artifact store is the compute zone's too: fewer regions are another digest."""
+def test_a_review_that_was_altered_is_none(bench: Bench) -> None:
+    """The artifact store is the compute zone's too: it may alter it before a person looks, who
+    would release frames that nobody has seen, or after."""
     bench.receive(drawn_image())
     with pytest.raises(IdentityUnsafe):
         bench.run(OPEN)
     bench.release()
     stored = bench.artifacts.get("job/review.json")
-    emptied = re.sub(rb'"regions": \[[^]]*\]', b'"regions": []', stored)
-    assert emptied != stored
-    bench.artifacts.put("job/review.json", emptied)
+    for found, forged in (
+        (rb'"problem": ""', b'"problem": "none"'),
+        (rb'"frames": 1', b'"frames": 0'),
+        (rb'"regions": \[[^]]*\]', b'"regions": []'),
+    ):
+        altered = re.sub(found, forged, stored)
+        assert altered != stored
+        bench.artifacts.put("job/review.json", altered)
+        assert read_review(bench.job, bench.artifacts, REVIEW_KEY) is None
     with pytest.raises(IdentityUnsafe):
         bench.run(OPEN)
     assert bench.outputs() == []
     assert bench.artifacts.get("job/review.json") == stored
+    bench.artifacts.put("other/review.json", stored)
+    assert read_review(replace(bench.job, id="other"), bench.artifacts, REVIEW_KEY) is None
 
 
 @pytest.mark.parametrize("left", [b"", b"{", b"[]x", b"[1]", b'[{"number": 1}]'])
@@ -193,7 +202,7 @@ def test_a_review_that_was_damaged_is_made_again(bench: Bench, left: bytes) -> N
     bench.release()
     stored = bench.artifacts.get("job/review.json")
     bench.artifacts.put("job/review.json", left)
-    assert read_review(bench.job, bench.artifacts) is None
+    assert read_review(bench.job, bench.artifacts, REVIEW_KEY) is None
     with pytest.raises(IdentityUnsafe):
         bench.run(OPEN)
     assert bench.artifacts.get("job/review.json") == stored
@@ -234,7 +243,7 @@ def test_a_picture_is_shown_of_what_was_examined_only(bench: Bench) -> None:
     bench.receive(drawn_image())
     with pytest.raises(IdentityUnsafe):
         bench.run(OPEN)
-    review = read_review(bench.job, bench.artifacts)
+    review = read_review(bench.job, bench.artifacts, REVIEW_KEY)
     assert review is not None
     with pytest.raises(ReplacedSinceReview):
         picture_of(review.images[0], part10(drawn_image(KVP="80")), 0, REVIEW_KEY)
@@ -261,7 +270,7 @@ def test_a_photograph_is_shown_and_not_released(bench: Bench) -> None:
     bench.receive(drawn_image(SOPClassUID=VLPhotographicImageStorage))
     with pytest.raises(IdentityUnsafe, match="cannot be released"):
         bench.run(OPEN)
-    review = read_review(bench.job, bench.artifacts)
+    review = read_review(bench.job, bench.artifacts, REVIEW_KEY)
     assert review is not None
     assert not review.releasable
     assert "leaves a face" in review.images[0].problem
@@ -277,7 +286,7 @@ def test_missing_tesseract_holds_the_job(bench: Bench, monkeypatch: pytest.Monke
     with pytest.raises(IdentityUnsafe, match="tesseract") as held:
         bench.run(OPEN)
     assert "tesseract-ocr" in held.value.remedy
-    assert read_review(bench.job, bench.artifacts) is None
+    assert read_review(bench.job, bench.artifacts, REVIEW_KEY) is None
 
 
 def test_a_tesseract_that_crashes_leaves_nothing_to_release(
@@ -292,7 +301,7 @@ def test_a_tesseract_that_crashes_leaves_nothing_to_release(
     bench.receive(drawn_image())
     with pytest.raises(IdentityUnsafe, match="cannot be released"):
         bench.run(OPEN)
-    review = read_review(bench.job, bench.artifacts)
+    review = read_review(bench.job, bench.artifacts, REVIEW_KEY)
     assert review is not None
     assert "tesseract" in review.images[0].problem
 
@@ -323,4 +332,4 @@ def test_more_pictures_than_anyone_looks_at_are_not_offered(
     bench.receive(drawn_image(), drawn_image(SOPInstanceUID="1.2.3"))
     with pytest.raises(IdentityUnsafe, match="too many to look at"):
         bench.run(OPEN)
-    assert read_review(bench.job, bench.artifacts) is None
+    assert read_review(bench.job, bench.artifacts, REVIEW_KEY) is None

@@ -15,7 +15,7 @@ from node.manifest import RadiographManifest, read_manifest
 from node.results.drawing import HEADER
 from node.results.radiograph_picture import radiograph_png
 from node.sdk import Radiograph
-from tests.radiographs import REPOSITORY
+from tests.radiographs import REPOSITORY, stored
 
 RADIOGRAPH = Radiograph(
     np.linspace(0, 1, 120 * 80, dtype=np.float32).reshape(120, 80), None, ("L", "F"), None, "2.25.1"
@@ -76,16 +76,9 @@ def test_however_it_is_stored_it_is_shown_the_same(
     manifest: RadiographManifest, toward: tuple[str, str]
 ) -> None:
     """Turned pixels, with a PatientOrientation that says so, make the same picture."""
-
-    def stored(plane: np.ndarray) -> np.ndarray:
-        columns, rows = toward if toward[0] in "LR" else toward[::-1]
-        plane = plane[:, ::-1] if columns == "R" else plane
-        plane = plane[::-1] if rows == "H" else plane
-        return plane if toward[0] in "LR" else plane.T
-
-    turned = replace(RADIOGRAPH, array=stored(RADIOGRAPH.array), toward=toward)
+    turned = replace(RADIOGRAPH, array=stored(RADIOGRAPH.array, toward), toward=toward)
     one = np.asarray(drawn(RADIOGRAPH, labels(), manifest), int)
-    other = np.asarray(drawn(turned, stored(labels()[0])[None], manifest), int)
+    other = np.asarray(drawn(turned, stored(labels()[0], toward)[None], manifest), int)
     assert one.shape == other.shape
     assert np.abs(one - other).mean() < 0.5
 

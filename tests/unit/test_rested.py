@@ -23,7 +23,7 @@ class Steps:
 
 def nobody(clock: Steps) -> Rested:
     """A destination where nobody listens."""
-    where = DicomDestination("pacs", "HOSPITAL", "127.0.0.1", free_port())
+    where = DicomDestination("pacs", "HOSPITAL", "127.0.0.1", free_port(), dimse_timeout_s=60)
     return Rested("pacs", DicomPacs(where), clock=clock)
 
 

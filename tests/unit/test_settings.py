@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from node import service, settings
+from node.pipeline import STEPS
 from node.settings import BadSettings, DicomPeer, Settings, load
 from node.wiring import Hospital
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLE = REPOSITORY / "segnode.example.toml"
+LISTS = ("dicom_peers", "dicomweb_peers", "rules")
 
 
 def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Settings:
@@ -24,9 +27,13 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Settin
     return load()
 
 
+def documented() -> dict[str, Any]:
+    """The example, with what stands behind a comment sign."""
+    return tomllib.loads(re.sub(r"(?m)^# ?(?=[a-z_]+ = )", "", EXAMPLE.read_text()))
+
+
 def documented_settings() -> set[str]:
     """Dotted names in the example, those behind a comment sign included."""
-    text = re.sub(r"(?m)^# ?(?=[a-z_]+ = )", "", EXAMPLE.read_text())
     names = set()
 
     def walk(prefix: str, table: object) -> None:
@@ -38,7 +45,7 @@ def documented_settings() -> set[str]:
                 names.add(prefix + key)
                 walk(f"{prefix}{key}.", value)
 
-    walk("", tomllib.loads(text))
+    walk("", documented())
     return names
 
 
@@ -70,11 +77,28 @@ def test_the_example_is_a_configuration_that_loads(
 def test_the_defaults_in_the_example_are_the_defaults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A section of the example equals the same section of an empty file."""
+    """Each section is that of an empty file; each peer and rule, one that says what it must."""
     shown = loaded(tmp_path, monkeypatch, EXAMPLE.read_text())
     plain = loaded(tmp_path, monkeypatch, "")
-    for section in ("dicom", "orthanc", "broker", "console", "receive", "deidentify", "routing"):
-        assert getattr(shown, section) == getattr(plain, section), section
+    for name in Settings.model_fields:
+        if name not in LISTS:
+            assert getattr(shown, name) == getattr(plain, name), name
+    for one in (one for name in LISTS for one in getattr(shown, name)):
+        fields = type(one).model_fields.items()
+        musts = {name: getattr(one, name) for name, field in fields if field.is_required()}
+        assert one == type(one)(**musts), one.name
+
+
+def test_the_defaults_behind_a_comment_sign_are_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows from other settings or from the steps is as the example says."""
+    shown, plain = documented(), loaded(tmp_path, monkeypatch, "")
+    assert shown["deadlines_s"] == {step.name: step.deadline_s for step in STEPS}
+    for name in ("secrets", "artifacts", "exports", "vault"):
+        assert Path(shown[f"{name}_dir"]) == plain.folder(name)
+    ahead = Hospital(plain).terms.at_most["gpu"]
+    assert shown["workers"]["compute_ahead"] == ahead
 
 
 def test_the_environment_wins_over_the_file(

@@ -23,12 +23,12 @@ from anonymizer.series import Deidentifier
 from node.doctor import examine
 from node.edges.artifacts import FolderArtifacts
 from node.errors import IdentityUnsafe, NodeError, NotPossible, OutOfSpace, Rejected
+from node.findings import Finding
 from node.jobs import Job
 from node.pipeline.deidentify import deidentify
 from node.pipeline.identity_errors import as_node_errors
 from node.pipeline.reidentify import original_study_instance_uid
 from node.settings import BadSettings, Settings
-from node.tables import Finding
 from node.vault_keys import (
     destroy,
     key_uses,

@@ -19,6 +19,7 @@ from pydicom.uid import MRImageStorage
 from node.manifest import Code, Segment
 from node.results.seg import Algorithm, encode_labelmap, encode_seg
 from node.results.uids import ResultIdentity
+from tests.part10 import part10
 from tests.phantoms import chest_truth, ct_series
 
 DECUBITUS_MR = (
@@ -134,10 +135,3 @@ def on_the_wrong_slices(segmentation: Dataset) -> Dataset:
     for frame, derivation in zip(frames, derivations[::-1], strict=True):
         frame.DerivationImageSequence = derivation
     return moved
-
-
-def part10(instance: Dataset) -> bytes:
-    """The instance as a file."""
-    stream = BytesIO()
-    instance.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()

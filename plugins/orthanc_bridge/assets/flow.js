@@ -32,7 +32,7 @@ function line(kind, one, told) {
     el("th", { scope: "row" }, `${kind} ${one.name}`),
     el("td", { className: "segnode-soft" }, does),
     el("td", {}, el("span", { className: `segnode-badge segnode-${paused ? "waiting" : "good"}` },
-      paused ? "paused" : "goes"), paused ? [" since ", clock(one.paused_since)] : ""),
+      paused ? "paused" : "goes"), ...(paused ? [" since ", clock(one.paused_since)] : [])),
     el("td", {}, button));
 }
 

@@ -102,6 +102,7 @@ export function reason(job) {
 
 const DELIVERY_TONES = {
   waiting: "waiting", accepted: "going", confirmed: "good", refused: "bad",
+  replaced: "quiet",
 };
 
 /** A line for each destination: what it has taken, what it has proven, why it waits or refused. */

@@ -111,14 +111,14 @@ Plant = Callable[[str, str], str]
 
 
 @dataclass(frozen=True)
-class Phantom:
+class PlantedCt:
     """The bytes of the slices and, by class, the strings planted in each of them."""
 
     slices: tuple[bytes, ...]
     planted: dict[str, list[str]]
 
 
-def phantom_ct(slices: int) -> Phantom:
+def planted_ct(slices: int) -> PlantedCt:
     """``slices`` CT instances of one series."""
     planted: dict[str, list[str]] = {name: [] for name in CLASSES}
     made = []
@@ -135,16 +135,16 @@ def phantom_ct(slices: int) -> Phantom:
             return text + after
 
         made.append(_slice(number, slices, plant))
-    return Phantom(tuple(made), planted)
+    return PlantedCt(tuple(made), planted)
 
 
-def write_phantom(folder: Path, slices: int) -> dict[str, list[str]]:
+def write_planted_ct(folder: Path, slices: int) -> dict[str, list[str]]:
     """The slices as ``folder/0001.dcm`` ...; what is planted in them."""
-    phantom = phantom_ct(slices)
+    made = planted_ct(slices)
     folder.mkdir(parents=True, exist_ok=True)
-    for number, data in enumerate(phantom.slices, start=1):
+    for number, data in enumerate(made.slices, start=1):
         (folder / f"{number:04d}.dcm").write_bytes(data)
-    return phantom.planted
+    return made.planted
 
 
 def _slice(number: int, slices: int, plant: Plant) -> bytes:
