@@ -47,7 +47,8 @@ class Step:
     ``max_crashes``: so many tries die or hang, and the job fails. ``max_hangs``: or so many of them
     hang: a try that took too long will most likely do so again, a worker that died may have had bad
     luck.
-    ``patience_s``: so long may something outside be missing, however often it was asked.
+    ``patience_s``: so long may something outside be missing, however often it was asked. Time in
+    which nobody asks (the queue is paused or long, the node is off) does not count.
     """
 
     name: StepName
@@ -174,8 +175,8 @@ class Job:
     the patient (original UIDs included).
 
     ``attempt`` counts the tries of the present step; ``crashes`` those whose worker died or hung;
-    ``step_since`` is when the step became due. ``lease`` counts the claims in the job's whole life:
-    who holds an older one holds nothing.
+    ``step_since`` is when the step became due, later by what :func:`tried_since` adds. ``lease``
+    counts the claims in the job's whole life: who holds an older one holds nothing.
     """
 
     id: str
@@ -212,6 +213,19 @@ class Job:
     def result_of(self) -> str:
         """What its result is made of: instances and model, whoever asked (hexadecimal SHA-256)."""
         return job_key(self.series_id, self.instance_ids, self.model_digest, "")
+
+
+#: Who comes later than this has not been busy with something else for a moment.
+_LATE_S = 60.0
+
+
+def tried_since(since: float, due_at: float, now: float) -> float:
+    """Since when something is tried in vain, if it was due at ``due_at`` and is tried ``now``.
+
+    Where nobody came for it (paused, or the node was off), no patience is used up.
+    """
+    late_s = now - due_at
+    return min(since + late_s, now) if late_s > _LATE_S else since
 
 
 def job_key(

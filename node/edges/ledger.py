@@ -23,7 +23,18 @@ from node.edges.ledger_moves import Moves, for_wish, held_by, taken
 from node.edges.ledger_people import People
 from node.edges.ledger_sweeps import Sweeps, claimable
 from node.edges.ledger_tables import JOBS, job_of
-from node.jobs import BY_HAND, Event, Explained, Job, State, Step, StepName, Wish, after
+from node.jobs import (
+    BY_HAND,
+    Event,
+    Explained,
+    Job,
+    State,
+    Step,
+    StepName,
+    Wish,
+    after,
+    tried_since,
+)
 from node.pipeline.delivery import read_deliveries
 from node.pipeline.outbound import lasting
 from node.pipeline.working_data import RESULT_KEY
@@ -144,10 +155,12 @@ class Ledger(Sweeps, People):
             found = moves.found(due)
             if found is None:
                 return None
+            due_at = max(found.updated_at, found.next_try_at or 0.0)
             return moves.happen(
                 found, Event.CLAIM, attempt=found.attempt + 1, lease=found.lease + 1,
                 lease_until=moves.now + lease_s, deadline_at=moves.now + deadline_s,
                 next_try_at=None, progress=0.0,
+                step_since=tried_since(found.step_since, due_at, moves.now),
             )  # fmt: skip
 
     def extend(self, job: Job, lease_s: float, progress: float | None = None) -> bool:
@@ -242,7 +255,7 @@ class Ledger(Sweeps, People):
     ) -> None:  # fmt: skip
         """Something outside did not answer: try the step again after ``delay_s``.
 
-        However often, as long as the step has not been due for ``patience_s``: then it is given up.
+        However often, as long as it has not been tried for ``patience_s``: then it is given up.
         """
         next_try_at = self.database.clock() + delay_s
         told = {"cause": cause, "remedy": remedy, "error": error}

@@ -158,7 +158,7 @@ def _hurry(tx: Connection, destination: str, now: float) -> None:
         delivery = dict(row.facts.get("delivery", {}))
         if destination not in delivery:
             continue
-        delivery[destination] = {**delivery[destination], "next_try_at": None}
+        delivery[destination] = {**delivery[destination], "since": None, "next_try_at": None}
         facts = {**row.facts, "delivery": delivery}
         tx.execute(
             sa.update(JOBS).where(JOBS.c.id == row.id).values(facts=facts, next_try_at=now)

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from node.edges.ledger_lookups import Lookups
 from node.edges.ledger_moves import held_by
 from node.edges.ledger_tables import ARRIVALS, ATTEMPTS, JOBS, PAUSES, job_of
-from node.jobs import Event, Job, State, Step, StepName
+from node.jobs import Event, Job, State, Step, StepName, tried_since
 
 #: How a try ended that was taken for hung.
 _HUNG = "deadline passed"
@@ -109,23 +109,31 @@ class Sweeps(Lookups):
             job = moves.found(sa.and_(held_by(lost), JOBS.c.lease_until <= moves.now))
             if job is None:
                 return None
-            deadline_at = moves.tx.scalar(sa.select(JOBS.c.deadline_at).where(JOBS.c.id == job.id))
-            overran = deadline_at is not None and deadline_at <= moves.now
+            times = sa.select(JOBS.c.lease_until, JOBS.c.deadline_at).where(JOBS.c.id == job.id)
+            lease_until, deadline_at = moves.tx.execute(times).one()
+            # A lease that ended before the deadline has not ended for it, however late it is found.
+            overran = deadline_at is not None and deadline_at <= lease_until
+            since = tried_since(job.step_since, lease_until, moves.now)
             if job.step is StepName.INFER and job.progress == 0:
-                if overran:
+                paused = step.queue in self._paused_queues(moves.tx)
+                if overran and not paused:
                     return moves.happen(
                         job, Event.PATIENCE_ENDED, outcome="no compute worker",
                         cause="No compute worker took it", error="NoComputeWorker",
                         remedy="Start a compute worker (`segnode status`), then retry the job.",
                     )  # fmt: skip
                 # A message that was lost in the compute queue is nobody's crash.
-                return moves.happen(job, Event.LEASE_RAN_OUT, outcome="message lost")
+                return moves.happen(
+                    job, Event.LEASE_RAN_OUT, outcome="message lost",
+                    step_since=moves.now if overran else since,
+                )  # fmt: skip
             crashes, hangs = job.crashes + 1, _hangs(moves.tx, job) + overran
             what = f"took longer than {step.deadline_s:.0f} s" if overran else "died"
-            times = hangs if overran else crashes - hangs
+            count = hangs if overran else crashes - hangs
             told: dict[str, Any] = {
                 "crashes": crashes,
-                "cause": f"The worker of step {step.name} {what} ({times} times)",
+                "step_since": since,
+                "cause": f"The worker of step {step.name} {what} ({count} times)",
                 "remedy": "Look at the worker's log and memory, then retry the job.",
                 "error": "DeadlinePassed" if overran else "LeaseRanOut",
             }
@@ -141,11 +149,9 @@ class Sweeps(Lookups):
 
 def _hangs(tx: Connection, job: Job) -> int:
     """How many of the tries that ``crashes`` counts were taken for hung."""
-    hung = sa.select(sa.func.count()).where(
-        ATTEMPTS.c.job_id == job.id, ATTEMPTS.c.step == job.step,
-        ATTEMPTS.c.started_at >= job.step_since, ATTEMPTS.c.outcome == _HUNG,
-    )  # fmt: skip
-    return int(tx.scalar(hung) or 0)
+    tries = sa.select(ATTEMPTS.c.outcome).where(ATTEMPTS.c.job_id == job.id)
+    of_this_step = tx.scalars(tries.order_by(ATTEMPTS.c.id.desc()).limit(job.attempt))
+    return list(of_this_step).count(_HUNG)
 
 
 def claimable(now: float) -> sa.ColumnElement[bool]:

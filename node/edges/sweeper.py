@@ -82,10 +82,10 @@ class Sweeper:
         """A clock that was set, forward or back, must end no lease and no waiting."""
         ahead_s = self._ledger.database.clock() - self._steady_s()
         jump_s = 0.0 if self._ahead_s is None else ahead_s - self._ahead_s
-        self._ahead_s = ahead_s
         if abs(jump_s) > _JUMP_S:
             log.get().warning("the clock was set", seconds=round(jump_s, 1))
             self._ledger.follow_clock(jump_s, self._terms.lease_s)
+        self._ahead_s = ahead_s  # not before: a ledger that does not answer has followed nothing
 
     def _keep_waiting_in_compute(self, infer: Step) -> None:
         waiting = self._ledger.waiting_in_compute()

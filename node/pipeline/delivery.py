@@ -23,7 +23,7 @@ from enum import StrEnum
 from typing import Any
 
 from node.errors import DeliveryRefused, LeaseLost, NodeError, NotDelivered, PacsUnavailable
-from node.jobs import Job, StepName
+from node.jobs import Job, StepName, tried_since
 from node.pipeline.run import back_off_s
 
 DAY_S = 86_400.0
@@ -65,7 +65,8 @@ class Delivery:
     cause, remedy, error
         Why it waits, was refused or given up, and what a person can do; the error's class.
     tries, since, next_try_at
-        How often in a row it did not get further, and since when; when it is tried again.
+        How often in a row it did not get further, and since when (:func:`node.jobs.tried_since`);
+        when it is tried again.
     given_up
         Nothing more is tried without a person.
     fallback
@@ -111,13 +112,17 @@ class Delivery:
             self.next_try_at is None or not now < self.next_try_at <= now + _LONGEST_WAIT_S
         )
 
+    def tried_since(self, now: float) -> float:
+        """Since when it has been tried in vain, if it is tried in vain now."""
+        return tried_since(self.since or now, self.next_try_at or now, now)
+
     def sending(self, names: Iterable[str]) -> Delivery:
         """These objects are about to be sent."""
         return replace(self, may_hold=tuple(dict.fromkeys([*self.may_hold, *names])))
 
     def wait(self, error: NodeError, now: float) -> Delivery:
         """Try again later; give up after a week in which it took nothing."""
-        tries, since = self.tries + 1, self.since or now
+        tries, since = self.tries + 1, self.tried_since(now)
         delay_s = max(back_off_s(tries), getattr(error, "retry_after_s", None) or 0.0)
         given_up = now - since > GIVE_UP_S
         return replace(
@@ -134,9 +139,9 @@ class Delivery:
         )
 
     def pause(self, name: str, now: float) -> Delivery:
-        """A person has paused the destination: that is no failed try."""
+        """A person has paused the destination: that is no failed try, and uses up no patience."""
         return replace(
-            self, next_try_at=now + _PAUSED_S, error=PacsUnavailable.__name__,
+            self, since=None, next_try_at=now + _PAUSED_S, error=PacsUnavailable.__name__,
             cause=f"{name} is paused by a person",
             remedy=f"`segnode pacs resume {name}` when it is ready.",
         )  # fmt: skip
@@ -311,7 +316,7 @@ def hurried(job: Job) -> dict[str, Any]:
     deliveries = read_deliveries(job)
     if not deliveries:
         return dict(job.facts)
-    now = {name: replace(one, next_try_at=None) for name, one in deliveries.items()}
+    now = {name: replace(one, since=None, next_try_at=None) for name, one in deliveries.items()}
     return {**job.facts, **delivery_facts(now)}
 
 

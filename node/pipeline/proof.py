@@ -190,14 +190,16 @@ class Prover:
         now = self.clock()
         cause = f"{name} accepted the results and has not proven it: {what}"
         remedy = NotYetProven.default_remedy
-        over = now - (delivery.accepted_at or now) > GIVE_UP_S
+        since = delivery.tried_since(now)
+        over = now - since > GIVE_UP_S
         if over:
             cause += f"; given up after {GIVE_UP_S / DAY_S:.0f} days"
             remedy = f"Look into storage commitment and queries of {name}, then retry the job."
         at = None if over else now + back_off_s(delivery.looks)
         return replace(
-            delivery, given_up=over, next_try_at=at, cause=cause, remedy=remedy, error=error
-        )
+            delivery, since=since, given_up=over, next_try_at=at, cause=cause, remedy=remedy,
+            error=error,
+        )  # fmt: skip
 
     def _confirmed(self, job: Job, name: str, delivery: Delivery, proof: str) -> Delivery:
         log.get().info("confirmed", job_id=job.id, destination=name, outcome=proof)

@@ -1,0 +1,42 @@
+"""The sweeper, where the ledger does not answer at the wrong moment."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from node.edges.ledger import Ledger
+from node.edges.sweeper import Sweeper
+from node.errors import LedgerUnavailable
+from node.jobs import StepName
+from node.pipeline.run import Terms
+from tests.ledger_case import Clock, at_step, claimed
+
+
+def test_a_clock_that_is_set_while_the_ledger_is_away_is_followed_later(tmp_path: Path) -> None:
+    """The sweep that could not follow is not the last one that knows of it."""
+    clock, steady, stop = Clock(), Clock(), threading.Event()
+    asked: list[float] = []
+
+    class Away(Ledger):
+        def follow_clock(self, jump_s: float, lease_s: float) -> None:
+            asked.append(jump_s)
+            if len(asked) == 1:
+                raise LedgerUnavailable("The ledger's database does not answer")
+            super().follow_clock(jump_s, lease_s)
+            stop.set()
+
+    ledger = Away(f"sqlite:///{tmp_path / 'ledger.sqlite'}", clock=clock)
+    sweeper = Sweeper(ledger, Terms(lease_s=7), lambda _: 99, lambda _: None, steady_s=steady)
+    running = claimed(ledger, at_step(ledger, StepName.DEIDENTIFY), lease_s=7)
+    sweeper.once()
+    clock.now += 86_400
+    sweeping = threading.Thread(target=sweeper.run, args=(stop, 0.01))
+    sweeping.start()
+    followed = stop.wait(10)
+    stop.set()
+    sweeping.join()
+    assert followed
+    assert asked == [86_400, 86_400]
+    assert ledger.extend(running, 7), "its lease has followed"
+    ledger.database.close()
