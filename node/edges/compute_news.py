@@ -20,6 +20,7 @@ from kombu.exceptions import OperationalError
 from kombu.simple import SimpleQueue
 
 from node import log
+from node.errors import Unavailable
 
 NEWS_QUEUE = "news"
 
@@ -63,13 +64,26 @@ def listen(app: Celery, heard: Callable[[Mapping[str, Any]], None], stop: thread
             with connection, _queue(connection) as queue:
                 while not stop.is_set():
                     with suppress(Empty):
-                        heard(queue.get(timeout=1.0).payload)
+                        _hear(heard, queue.get(timeout=1.0).payload, stop)
         except (OperationalError, *connection.connection_errors, *connection.channel_errors):
             stop.wait(1.0)
         except Exception as error:  # noqa: BLE001 - one bad message must not deafen the node
             log.get().error("news not understood", error=type(error).__name__,
                             place=log.place_of(error))  # fmt: skip
             stop.wait(0.1)
+
+
+def _hear(
+    heard: Callable[[Mapping[str, Any]], None], news: Mapping[str, Any], stop: threading.Event
+) -> None:
+    """Once the message is taken, nobody else has it: a ledger that is away is waited for."""
+    while not stop.is_set():
+        try:
+            heard(news)
+            return
+        except Unavailable as error:
+            log.get().warning("news cannot be noted; trying again", error=type(error).__name__)
+            stop.wait(1.0)
 
 
 def _queue(connection: Connection) -> SimpleQueue:

@@ -23,6 +23,7 @@ from node.edges.ledger_moves import Moves, for_wish, held_by, taken
 from node.edges.ledger_people import People
 from node.edges.ledger_sweeps import Sweeps, claimable
 from node.edges.ledger_tables import JOBS, job_of
+from node.errors import Gone
 from node.jobs import (
     BY_HAND,
     Event,
@@ -69,7 +70,8 @@ class Ledger(Sweeps, People):
 
         Jobs of the series that know fewer instances are superseded, unless something of them has
         been sent: then a newer result follows theirs. A model that a person asked for is run again
-        on what there is now. Jobs of the same instances that ended without a result begin anew.
+        on what there is now. Jobs of the same instances that ended without a result begin anew; if
+        some of them ended because the instances were gone, these only.
 
         None, too, when a job knows more instances and goes on or is confirmed: Orthanc has lost
         some with its index, or a series that was deleted is sent again bit by bit.
@@ -90,7 +92,9 @@ class Ledger(Sweeps, People):
                 if not any(one.rule == BY_HAND and one.key == wanted.key for one in same):
                     moves.insert(wanted)
             if ruled := [one for one in same if one.rule != BY_HAND]:
-                again = [self._begin_anew(moves, one) for one in ruled]
+                # Where instances were only missed for a while, nobody takes a decision back.
+                missed = [one for one in ruled if one.error == Gone.__name__]
+                again = [self._begin_anew(moves, one) for one in missed or ruled]
                 return next((one for one in again if one), None)
             return moves.insert(job)
 

@@ -14,6 +14,7 @@ from typing import Any
 from node.edges.celery_app import INFER, celery_app
 from node.edges.compute import register_compute_task
 from node.edges.compute_news import listen
+from node.errors import LedgerUnavailable
 from tests.orthanc_server import free_port
 
 
@@ -39,7 +40,10 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 def test_a_model_that_runs_while_redis_is_away_is_heard_when_it_is_back(tmp_path: Path) -> None:
-    """Its heartbeat goes on, and how it ended is told then: no worker is taken for dead for it."""
+    """Its heartbeat goes on, and how it ended is told then: no worker is taken for dead for it.
+
+    Nor is it lost on a ledger that is away for a moment.
+    """
     port, refused = free_port(), threading.Semaphore(0)
     app = celery_app("compute", f"redis://127.0.0.1:{port}/0")
     # As it is, but without the six seconds that each try takes to fail.
@@ -57,7 +61,15 @@ def test_a_model_that_runs_while_redis_is_away_is_heard_when_it_is_back(tmp_path
 
     register_compute_task(app, infer)
     heard: list[Mapping[str, Any]] = []
+    away: list[str] = []
     stop = threading.Event()
+
+    def hear(news: Mapping[str, Any]) -> None:
+        """The ledger is away when it is first told how the model ended."""
+        if news["kind"] == "done" and not away:
+            away.append("ledger")
+            raise LedgerUnavailable("The ledger's database does not answer")
+        heard.append(news)
 
     def heard_of(kind: str) -> bool:
         return any(news["kind"] == kind for news in heard)
@@ -68,7 +80,7 @@ def test_a_model_that_runs_while_redis_is_away_is_heard_when_it_is_back(tmp_path
             for _ in range(2):  # beats that get nowhere
                 assert refused.acquire(timeout=30)
             with redis_on(port, tmp_path):
-                threads.submit(listen, app, heard.append, stop)
+                threads.submit(listen, app, hear, stop)
                 eventually(lambda: heard_of("alive"))
             model_ends.set()
             while refused.acquire(blocking=False):

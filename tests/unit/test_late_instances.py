@@ -8,9 +8,11 @@ import pytest
 
 from node.edges.arrivals import Arrivals, Cursor
 from node.edges.ledger import Ledger
-from node.errors import NotPossible
+from node.errors import Gone, NotPossible
 from node.jobs import BY_HAND, Event, State, StepName
-from tests.ledger_case import LUNGS, Clock, at_step, claimed, opened
+from node.pipeline import BY_NAME
+from node.pipeline.run import record_failure
+from tests.ledger_case import AIRWAYS, LUNGS, Clock, at_step, claimed, opened
 
 
 def test_the_same_instances_make_one_job(ledger: Ledger) -> None:
@@ -68,6 +70,25 @@ def test_a_series_sent_again_after_its_job_ended_without_a_result_begins_anew(
     assert again is not None and again.id == job.id
     assert (again.state, again.step, again.cause) == (State.QUEUED, StepName.RECEIVE, "")
     assert ledger.open_jobs("series", "study", ("b", "a")) is None, "it is on its way"
+
+
+def test_of_a_series_that_was_gone_for_a_while_only_the_job_that_missed_it_begins_anew(
+    ledger: Ledger,
+) -> None:
+    """Its instances were imported again; the other job was canceled by a person."""
+    job = ledger.finish(claimed(ledger, opened(ledger)), {})
+    assert job is not None
+    missed, canceled = ledger.fork(claimed(ledger, job), [LUNGS, AIRWAYS])
+    held = ledger.claim_next([BY_NAME[StepName.DEIDENTIFY]], 30)
+    assert held is not None
+    if held.id != missed.id:
+        missed, canceled = canceled, missed
+    record_failure(ledger, held, Gone("Orthanc no longer has the object"))
+    ledger.cancel(canceled.id)
+    again = ledger.open_jobs("series", "study", ("a", "b"))
+    assert again is not None and again.id == missed.id
+    states = {one.id: one.state for one in ledger.jobs()}
+    assert states == {missed.id: State.QUEUED, canceled.id: State.CANCELED}
 
 
 def test_what_is_being_sent_is_not_superseded(ledger: Ledger) -> None:
