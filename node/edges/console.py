@@ -7,6 +7,7 @@ Orthanc, so no patient's value passes through the node.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 import time
@@ -47,6 +48,7 @@ from node.errors import NodeError, NotPossible
 from node.jobs import BY_HAND, Job, State, Wish
 from node.manifest import ModelManifest
 from node.pipeline.pixel_review import RELEASED, Review, picture_of, read_review
+from node.pipeline.working_data import PICTURE
 from node.ports import Artifacts
 
 #: The newest jobs that one answer may list.
@@ -173,12 +175,12 @@ class _Console:
         job = self._found(request)
         attempts = self.ledger.attempts(job.id)
         now = time.time()
-        picture = _picture(job)
+        drawn = PICTURE in job.facts and _picture(job) in self.artifacts.names(f"{job.id}/")
         return JSONResponse(
             {
                 **job_shown(job, now),
                 **timings_shown(attempts, now),
-                "picture": picture in self.artifacts.names(f"{job.id}/"),
+                "picture": drawn,
                 "review": read_review(job, self.artifacts, self.review_key) is not None,
                 "steps": steps_shown(),
             }
@@ -189,6 +191,8 @@ class _Console:
         job = self._found(request)
         try:
             png = self.artifacts.get(_picture(job))
+            if hashlib.sha256(png).hexdigest() != job.facts[PICTURE]:
+                raise KeyError("somebody else's picture")
         except KeyError:
             raise Refused(
                 404, "There is no picture of this job yet.", "It is drawn in step encode."

@@ -97,8 +97,9 @@ class Sweeps(Lookups):
     def release_lost_leases(self, steps: Mapping[StepName, Step]) -> list[Job]:
         """Queue again what a dead or hung worker held; fail what has crashed too often."""
         lost = sa.select(JOBS).where(
-            JOBS.c.state == State.RUNNING, JOBS.c.lease_until <= self.database.clock()
-        )
+            JOBS.c.state == State.RUNNING, JOBS.c.lease_until <= self.database.clock(),
+            JOBS.c.step.in_(steps),  # another version's job must not keep the others from theirs
+        )  # fmt: skip
         with self.database.transaction() as tx:
             found = [job_of(row._mapping) for row in tx.execute(lost)]
         released = (self._release(job, steps[job.step]) for job in found)

@@ -5,6 +5,7 @@ Which kinds of object is decided by the destinations: each takes what its profil
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -30,6 +31,7 @@ from node.pipeline.outbound import (
 )
 from node.pipeline.replaced import replaced_by, replacement_facts
 from node.pipeline.working_data import (
+    PICTURE,
     RESULT_KEY,
     RESULTS,
     instances_of,
@@ -70,7 +72,7 @@ def encode(
     -----
     ``results``, ``plan``, ``delivery``: :func:`node.pipeline.outbound.facts_of`.
     ``replaces``: :func:`node.pipeline.replaced.replacement_facts`.
-    ``results_digest``: the bundle of results.
+    ``results_digest``: the bundle of results. ``picture_digest``: SHA-256 of ``overlay.png``.
     ``remarks``: what may keep a viewer from showing them.
     ``left_out``: what else a series of radiographs holds, and why it was not segmented.
 
@@ -125,7 +127,11 @@ def encode(
         name: {**kinds, ResultKind.REJECTION: 1} if name in notes else kinds
         for name, kinds in plan.items()
     }
-    facts = {**facts_of(job, plan, nothing, results), RESULTS: bundle.digest}
+    facts = {
+        **facts_of(job, plan, nothing, results),
+        RESULTS: bundle.digest,
+        PICTURE: hashlib.sha256(found.picture_png).hexdigest(),
+    }
     if remarks := found.remarks([result.kind for result in results]):
         facts["remarks"] = remarks
     return Done({**facts, **replacement_facts(notes), **_left_out(manifest, instances)})

@@ -15,6 +15,8 @@ from node.ports import Artifacts, Bundle
 INSTANCES = "instances_digest"
 LABEL_MAP = "label_map_digest"
 RESULTS = "results_digest"
+#: Fact: SHA-256 of the picture, which the compute zone could exchange.
+PICTURE = "picture_digest"
 #: Fact: what the UIDs of the results derive from.
 RESULT_KEY = "result_key"
 

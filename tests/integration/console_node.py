@@ -20,6 +20,7 @@ from node.edges.ledger import Ledger
 from node.edges.space import Forecast
 from node.jobs import Event, Job, StepName, Wish
 from node.manifest import NetworkManifest
+from node.pipeline.working_data import PICTURE
 from tests.ledger_case import claimed
 
 REVIEW_KEY = bytes(range(32))
@@ -112,6 +113,11 @@ class ConsoleNode:
                 assert finished is not None
                 job = finished
         return job
+
+    def draw(self, job: Job, png: bytes) -> None:
+        """What step encode leaves for the console."""
+        self.artifacts.put(f"{job.id}/overlay.png", png)
+        assert self.ledger.note(job, {PICTURE: hashlib.sha256(png).hexdigest()})
 
     def failed_job(self, study_id: str = "study") -> Job:
         """A job that a person may retry."""

@@ -251,7 +251,7 @@ def test_jobs_arrive_as_the_node_tells_them(orthanc: OrthancServer, node: Consol
 def test_the_picture_of_a_result_is_passed_on(orthanc: OrthancServer, node: ConsoleNode) -> None:
     """Byte for byte, as an image."""
     job = node.job()
-    node.artifacts.put(f"{job.id}/overlay.png", bytes(range(256)) * 400)
+    node.draw(job, bytes(range(256)) * 400)
     answer = orthanc.get(f"/segnode/api/jobs/{job.id}/overlay.png")
     assert answer.headers["content-type"] == "image/png"
     assert answer.content == bytes(range(256)) * 400

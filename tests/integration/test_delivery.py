@@ -13,6 +13,7 @@ from pynetdicom import evt
 from node.edges.console_json import deliveries_shown
 from node.edges.dicomweb import DicomWebDestination, DicomWebPacs
 from node.edges.pacs import DicomDestination, DicomPacs
+from node.errors import LeaseLost
 from node.jobs import State, StepName
 from node.pipeline import BY_NAME
 from tests.integration.test_dicomweb_edge import answering
@@ -274,6 +275,20 @@ def test_a_worker_that_has_lost_its_lease_stops_sending(tmp_path: Path) -> None:
         pacs.mood = once(stall, outbox.SEG)
         assert outbox.run().state is State.CONFIRMED
         assert pacs.sent == {outbox.SEG: 2, **dict.fromkeys(outbox.captures, 1)}
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "other"]])
+def test_a_job_that_was_canceled_before_anything_was_sent_sends_nothing(
+    tmp_path: Path, names: list[str]
+) -> None:
+    """The lease is looked at before each batch, also where destinations are sent to at once."""
+    with MoodyPacs() as pacs:
+        outbox = Outbox(tmp_path, {name: reached(pacs.port, name) for name in names})
+        held = claimed(outbox.ledger, outbox.job)
+        outbox.ledger.cancel(held.id)
+        with pytest.raises(LeaseLost):
+            outbox.steps[StepName.DELIVER](held)
+        assert not pacs.sent
 
 
 def test_a_peer_that_was_renamed_is_named(tmp_path: Path) -> None:

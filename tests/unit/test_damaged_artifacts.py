@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from node.edges.ledger import Ledger
 from node.errors import DamagedArtifact
 from node.jobs import Done, Job, State, StepName, Wish, unsuitable
 from node.pipeline.outbound import Profile
+from node.pipeline.working_data import PICTURE
 from tests.journey import Journey
 from tests.ledger_case import claimed, run_step
 from tests.phantoms import ct_series
@@ -48,10 +50,12 @@ def test_encode_does_not_read_what_was_altered(tmp_path: Path, folder: str) -> N
 
 
 def test_nothing_altered_gets_its_patient_back(tmp_path: Path) -> None:
-    """A Segmentation that changed on the disk is not sent."""
+    """A Segmentation that changed on the disk is not sent; and the job knows its picture."""
     journey = Journey(tmp_path, ct_series(), {"pacs": Profile()})
     journey.segmented()
     journey.encoded()
+    picture = journey.artifacts.get("job/overlay.png")
+    assert journey.job.facts[PICTURE] == hashlib.sha256(picture).hexdigest()
     damage(journey, "job", "results")
     with pytest.raises(DamagedArtifact, match=r"seg\.dcm of results"):
         journey.reidentified()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from node.edges.ledger import Ledger
+from node.edges.ledger_tables import JOBS
 from node.edges.sweeper import Sweeper
 from node.errors import LedgerUnavailable
-from node.jobs import StepName
+from node.jobs import State, StepName
+from node.pipeline import BY_NAME
 from node.pipeline.run import Terms
 from tests.ledger_case import Clock, at_step, claimed
 
@@ -40,3 +44,16 @@ def test_a_clock_that_is_set_while_the_ledger_is_away_is_followed_later(tmp_path
     assert asked == [86_400, 86_400]
     assert ledger.extend(running, 7), "its lease has followed"
     ledger.database.close()
+
+
+def test_a_job_of_another_version_keeps_no_other_from_its_release(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """Its step is one that nobody here knows: it waits for who does, and the others go on."""
+    unknown = claimed(ledger, at_step(ledger, StepName.DEIDENTIFY, "unknown"))
+    known = claimed(ledger, at_step(ledger, StepName.RECEIVE, "known"))
+    with ledger.database.transaction() as tx:
+        tx.execute(sa.update(JOBS).where(JOBS.c.id == unknown.id).values(step="of tomorrow"))
+    clock.now += 31
+    released = ledger.release_lost_leases(BY_NAME)
+    assert [(job.id, job.state) for job in released] == [(known.id, State.QUEUED)]
