@@ -61,7 +61,8 @@ def deliver(
         Destinations that a person has paused.
     jobs_of_series
         All jobs of the job's series: a newer one may have told a destination to reject this one.
-        Who refuses the Segmentation gets no pictures of it where a newer result is on its way.
+        Where a newer result is on its way, who has nothing of this one yet gets nothing of it, and
+        who refuses its Segmentation no pictures.
 
     Facts
     -----
@@ -87,7 +88,10 @@ def deliver(
         if several and progress[name].state is DeliveryState.ACCEPTED:
             keep(prover.prove(job, name, progress[name], keep))
 
-    progress.replaced(replaced_at(job, jobs_of_series(job)))
+    series = list(jobs_of_series(job))
+    progress.replaced(replaced_at(job, series))
+    if has_newer(job, series):
+        progress.replaced(_have_nothing(progress.all))
     if not _refused_the_segmentation(job, progress.all):
         progress.advance(progress.due(clock(), paused()), go_on)
     refused = _refused_the_segmentation(job, progress.all)
@@ -184,6 +188,11 @@ def _batches(objects: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
         of_kind = [one for one in objects if one.kind is kind]
         for start in range(0, len(of_kind), _BATCH):
             yield of_kind[start : start + _BATCH]
+
+
+def _have_nothing(deliveries: Deliveries) -> list[str]:
+    waiting = (name for name, one in deliveries.items() if _waits(one))
+    return [n for n in waiting if not deliveries[n].accepted and not deliveries[n].may_hold]
 
 
 def _waits(delivery: Delivery) -> bool:

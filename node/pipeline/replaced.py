@@ -39,13 +39,13 @@ def replaced_by(job: Job, jobs: Iterable[Job]) -> Replacements:
 
 
 def _going_out(job: Job) -> Mapping[str, Sequence[Outgoing]]:
-    """Destination → what it will get of the job, if nobody stops it."""
+    """Destination → all that it will get of the job. Who has nothing yet gets nothing any more."""
     if job.state not in OPEN or job.step not in (StepName.DELIVER, StepName.CONFIRM):
         return {}
     return {
         name: outgoing(job, name)
         for name, one in read_deliveries(job).items()
-        if name in job.facts.get("plan", {}) and not one.over
+        if name in job.facts.get("plan", {}) and not one.over and (one.accepted or one.may_hold)
     }
 
 

@@ -267,7 +267,7 @@ def test_a_pausing_sender_is_answered_with_one_result(
     study = made_up_study(tmp_path / "ct", DEMO_CT[SOME_SLICES])
     instances = [dcmread(file) for file in study.files]
     for instance in instances:
-        instance.decompress()
+        instance.decompress(generate_instance_uid=False)
     with association(node.ports["dicom"], "HOSPITAL", "SEGNODE") as opened:
         send(opened, instances[:12])
         time.sleep(2 * PAUSE_S)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from dicom_peers import STUDY
 from moody_pacs import MoodyPacs, Outbox, aborting, content
 from pydicom.uid import KeyObjectSelectionDocumentStorage
+from pynetdicom import evt
 
 from node.edges.console_json import deliveries_shown
 from node.jobs import Job, State, StepName
@@ -51,18 +53,17 @@ def test_what_an_archive_hides_because_it_was_told_to_is_not_sent_again(tmp_path
 
 
 def test_the_rest_of_a_result_that_is_rejected_already_is_not_sent(tmp_path: Path) -> None:
-    """The note names what is not there yet, too; a destination without a note gets all."""
-    later = free_port()
-    with MoodyPacs() as pacs:
-        to = {"pacs": reached(pacs.port), "other": reached(later, "other")}
+    """The note names what is not there yet, too; who took some and got no note gets the rest."""
+    with MoodyPacs() as pacs, MoodyPacs() as other:
+        to = {"pacs": reached(pacs.port), "other": reached(other.port, "other")}
         outbox = Outbox(tmp_path, to, captures=3)
         pacs.mood = once(aborting, outbox.captures[0])
+        other.mood = once(aborting, outbox.captures[0])
         waiting = outbox.run()
         assert waiting.state is State.WAITING
         sent = dict(pacs.sent)
         outbox.others = (newer(waiting, [outbox.SEG, *outbox.captures]),)
-        with MoodyPacs(port=later) as other:
-            ended = outbox.run()
+        ended = outbox.run()
         assert ended.state is State.SUPERSEDED
         assert pacs.sent == sent
         assert other.held == {outbox.SEG, *outbox.captures}
@@ -75,16 +76,20 @@ def test_a_destination_that_refused_is_still_named(tmp_path: Path) -> None:
     with MoodyPacs() as pacs, MoodyPacs() as bad:
         to = {"pacs": reached(pacs.port), "bad": reached(bad.port, "bad")}
         outbox = Outbox(tmp_path, to, captures=1, seg=False)
+        pacs.mood = always(0xA700, outbox.captures[0])
         bad.mood = always(0xC000, outbox.captures[0])
-        outbox.others = (newer(outbox.job, outbox.captures),)
+        waiting = outbox.run()
+        assert outbox.delivery("bad")["state"] == "refused"
+        outbox.others = (replace(newer(waiting, outbox.captures), state=State.CANCELED),)
+        sent = dict(pacs.sent)
         failed = outbox.run()
         assert (failed.state, failed.error) == (State.FAILED, "NotDelivered")
         assert failed.cause.startswith("bad refused 1 of 1 objects")
-        assert "pacs" not in failed.cause and pacs.sent == {}
+        assert "pacs" not in failed.cause
         bad.mood = content
         assert outbox.ledger.retry(failed.id).step is StepName.DELIVER
         assert outbox.run().state is State.SUPERSEDED
-        assert bad.held == set(outbox.captures) and pacs.sent == {}
+        assert (bad.held, pacs.sent) == (set(outbox.captures), sent)
 
 
 def test_who_refuses_the_segmentation_gets_no_pictures_beside_a_newer_result(
@@ -94,8 +99,13 @@ def test_who_refuses_the_segmentation_gets_no_pictures_beside_a_newer_result(
     with MoodyPacs() as pacs, MoodyPacs() as other:
         to = {"pacs": reached(pacs.port), "other": reached(other.port, "other")}
         outbox = Outbox(tmp_path, to)
-        pacs.mood = always(0xC000, outbox.SEG)
-        outbox.others = (replace(outbox.job, id="newer", instance_ids=("one", "two"), facts={}),)
+
+        def late(event: evt.Event, uid: str) -> int:
+            more = ("one", "two")
+            outbox.others = (replace(outbox.job, id="newer", instance_ids=more, facts={}),)
+            return 0xC000
+
+        pacs.mood = late
         ended = outbox.run()
         assert ended.state is State.SUPERSEDED
         assert (other.held, pacs.held) == ({outbox.SEG}, set())
@@ -123,3 +133,22 @@ def test_what_an_archive_hides_because_it_was_told_to_is_no_disagreement(tmp_pat
         held = claimed(outbox.ledger, opened)
         assert outbox.ledger.note(held, newer(first, [outbox.SEG]).facts)
         assert list(look()) == []
+
+
+@pytest.mark.parametrize(("state", "gets"), [(State.QUEUED, False), (State.FAILED, True)])
+def test_who_has_nothing_of_a_result_when_a_newer_one_comes_gets_only_that(
+    tmp_path: Path, state: State, gets: bool
+) -> None:
+    """It was down all night, and the other one has the earlier result already."""
+    later = free_port()
+    with MoodyPacs() as up, MoodyPacs(port=later) as late:
+        late.mood = always(0xA700, Outbox.SEG)
+        to = {"up": reached(up.port, "up"), "late": reached(later, "late")}
+        outbox = Outbox(tmp_path, to)
+        assert outbox.run().state is State.WAITING
+        more = replace(outbox.job, id="newer", instance_ids=("one", "two"), facts={}, state=state)
+        outbox.others, late.mood = (more,), content
+        ended = outbox.run()
+        assert ended.state is (State.CONFIRMED if gets else State.SUPERSEDED)
+        assert late.held == ({outbox.SEG} if gets else set())
+        assert up.sent == {outbox.SEG: 1}

@@ -88,9 +88,10 @@ def test_who_has_all_gets_what_a_new_plan_adds() -> None:
     ("state", "step", "delivery", "named"),
     [
         # It runs, and what it sends after this is replaced, too.
-        (State.RUNNING, StepName.DELIVER, {}, 12),
-        (State.WAITING, StepName.CONFIRM, {"state": "accepted"}, 12),
+        (State.RUNNING, StepName.DELIVER, {"may_hold": ["capture-0001"]}, 12),
+        (State.WAITING, StepName.DELIVER, {"accepted": {"capture-0001": ""}}, 12),
         # Nothing more goes out; what may have arrived counts.
+        (State.WAITING, StepName.DELIVER, {"tries": 3}, 0),
         (State.WAITING, StepName.DELIVER, {"given_up": True, "may_hold": ["capture-0002"]}, 1),
         (State.CANCELED, StepName.DELIVER, {"may_hold": ["capture-0001", "capture-0002"]}, 2),
         (State.FAILED, StepName.DELIVER, {"accepted": {"capture-0007": ""}}, 1),
