@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, get_args
 
 import pytest
-import yaml  # comes with lightning
+import yaml
 
 from anonymizer.keys import Keyring, NumberedKeys
 from anonymizer.vault import FolderRecords, Vault
