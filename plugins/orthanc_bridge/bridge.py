@@ -276,6 +276,12 @@ class Leftovers:
         orphans = [name for name in files if name not in known]
         for name in orphans:
             self._move(Path(files[name]), ORPHANS, name)
+        if known and not folders_in(self._storage):  # Orthanc leaves the folders of what is lost
+            orthanc.LogError(
+                f"segnode: the index knows {len(known)} files and {self._storage} has no folder of "
+                "Orthanc's: is its disk mounted? Stop Orthanc, mount it and start again"
+            )
+            return
         self._fileless = {known[name] for name in known if name not in files}
         if orphans or self._fileless:
             orthanc.LogWarning(

@@ -265,6 +265,22 @@ def test_an_instance_without_its_file_is_named_and_can_be_sent_again(
         time.sleep(0.05)
 
 
+def test_a_disk_that_is_not_mounted_loses_nothing(orthanc: OrthancServer, tmp_path: Path) -> None:
+    """Its files are not gone: nothing is taken out of the index for them."""
+    sent(orthanc, tmp_path / "ct", range(3))
+    orthanc.stop()
+    elsewhere = orthanc.storage.rename(tmp_path / "unmounted")
+    orthanc.storage.mkdir()
+    orthanc.start()
+    assert storage_of(orthanc).state().fileless == ()
+    orthanc.stop()
+    orthanc.storage.rmdir()
+    elsewhere.rename(orthanc.storage)
+    orthanc.start()
+    for instance in orthanc.get("/instances").json():
+        assert len(orthanc.get(f"/instances/{instance}/file").content) > 1000
+
+
 def test_a_start_after_an_orderly_stop_moves_nothing(
     orthanc: OrthancServer, tmp_path: Path
 ) -> None:
