@@ -8,7 +8,7 @@ where it stopped, for what it does is read off what is there. The journal tells 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,7 +72,7 @@ class Retention:
     def free_working_data(self) -> int:
         """Remove the working data of jobs that have ended; of how many."""
         freed = 0
-        for job in self._jobs(self._artifacts.folders()):
+        for job in self._with_more_than_is_kept():
             if not self._is_over(job) or not self._leftovers(job):
                 continue
             if not self._begins_anew(job):
@@ -85,7 +85,7 @@ class Retention:
     def delete_received(self) -> int:
         """Remove from Orthanc what was kept for as long as the rules say; how many series."""
         deleted = 0
-        for series_id, jobs in self._jobs_of_series(self._received.series_ids()).items():
+        for series_id, jobs in self._jobs_of_series(self._received.series_ids()):
             if all(self._outlived(job) for job in jobs):
                 deleted += self._is_deleted(series_id, jobs[0].study_id)
         return deleted
@@ -164,23 +164,33 @@ class Retention:
         with self._database.transaction() as tx:
             return tx.execute(sa.update(JOBS).where(unchanged).values(step=step)).rowcount == 1
 
-    def _jobs(self, ids: Sequence[str]) -> Iterable[Job]:
+    def _with_more_than_is_kept(self) -> Iterator[Job]:
+        """Jobs that may have something to free. Thousands have but their picture: none is read."""
+        kept, more = set[str](), list[str]()
+        for job_id in self._artifacts.folders():
+            if set(self._artifacts.inside(job_id)) <= set(_KEPT):
+                kept.add(job_id)
+            else:
+                more.append(job_id)
+        yield from self._jobs(more)
+        yield from self._jobs(sorted(kept), JOBS.c.state != State.CONFIRMED)
+
+    def _jobs(self, ids: Sequence[str], *conditions: sa.ColumnElement[bool]) -> Iterator[Job]:
         for some in _in_parts(ids):
             with self._database.transaction() as tx:
-                rows = tx.execute(sa.select(JOBS).where(JOBS.c.id.in_(some))).all()
+                rows = tx.execute(sa.select(JOBS).where(JOBS.c.id.in_(some), *conditions)).all()
             yield from (job_of(row._mapping) for row in rows)
 
-    def _jobs_of_series(self, series_ids: Sequence[str]) -> Mapping[str, list[Job]]:
-        found: dict[str, list[Job]] = defaultdict(list)
+    def _jobs_of_series(self, series_ids: Sequence[str]) -> Iterator[tuple[str, list[Job]]]:
+        """Series with their jobs, a few hundred in memory at once."""
         for some in _in_parts(series_ids):
+            found: dict[str, list[Job]] = defaultdict(list)
             with self._database.transaction() as tx:
                 for row in tx.execute(sa.select(JOBS).where(JOBS.c.series_id.in_(some))):
                     found[row.series_id].append(job_of(row._mapping))
-        return {
-            series_id: jobs
-            for series_id, jobs in found.items()
-            if any(job.state is not State.SUPERSEDED for job in jobs)
-        }
+            for series_id, jobs in found.items():
+                if any(job.state is not State.SUPERSEDED for job in jobs):
+                    yield series_id, jobs
 
     def _note(self, event: Event, job: Job) -> None:
         journal.note(self._database, "retention", event, job)
