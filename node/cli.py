@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from node import cli_flow, cli_models, log
+from node import cli_flow, cli_models, log, terminal
 from node.errors import NodeError
 from node.kinds import ResultKind
 from node.settings import load, load_compute
@@ -36,8 +35,6 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(cli_models.models_app, name="models")
 app.add_typer(cli_flow.queue_app, name="queue")
 
-_out = Console()
-_err = Console(stderr=True)
 
 JobId = Annotated[str, typer.Argument(help="Id of the job, or the beginning of it.")]
 
@@ -48,14 +45,14 @@ def up() -> None:
     from node import service
 
     settings = load()
-    with _out.status("starting ..."):
+    with terminal.out().status("starting ..."):
         for part in service.up(settings):
-            _out.print(f"[green]✓[/] {part}")
-    _out.print(
+            terminal.out().print(f"[green]✓[/] {part}")
+    terminal.out().print(
         f"\nThe node is up. DICOM: AE title [bold]{settings.dicom.ae_title}[/], "
         f"port {settings.dicom.port}."
     )
-    _out.print(f"Console: {settings.orthanc_url}/segnode/  (user segnode, password in "
+    terminal.out().print(f"Console: {settings.orthanc_url}/segnode/  (user segnode, password in "
                f"{settings.folder('secrets')}/orthanc_password)")  # fmt: skip
 
 
@@ -64,9 +61,9 @@ def down() -> None:
     """Stop the node. Nothing is lost: it goes on where it was."""
     from node import service
 
-    with _out.status("stopping ..."):
+    with terminal.out().status("stopping ..."):
         stopped = service.down(load())
-    _out.print("The node is down." if stopped else "The node was not running.")
+    terminal.out().print("The node is down." if stopped else "The node was not running.")
 
 
 @app.command()
@@ -78,8 +75,8 @@ def status() -> None:
 
     settings = load()
     processes = Supervisor(settings.var_dir).processes()
-    _out.print(tables.processes(processes))
-    _out.print(tables.job_counts(Hospital(settings).ledger.counts()))
+    terminal.out().print(tables.processes(processes))
+    terminal.out().print(tables.job_counts(Hospital(settings).ledger.counts()))
     if any(process.state != "RUNNING" for process in processes):
         raise typer.Exit(1)
 
@@ -95,11 +92,11 @@ def doctor(
     from node.doctor import examine
 
     findings = []
-    with _err.status("Looking at everything") as status:
+    with terminal.err().status("Looking at everything") as status:
         for finding in examine(load(), repair=repair):
             findings.append(finding)
             status.update(f"Looked at {finding.subject}")
-    _out.print(tables.findings(findings))
+    terminal.out().print(tables.findings(findings))
     if any(finding.level == "wrong" for finding in findings):
         raise typer.Exit(1)
 
@@ -118,7 +115,7 @@ def jobs(
         now = time.time()
         _print_json([job_shown(job, now) for job in found])
     else:
-        _out.print(tables.jobs(found))
+        terminal.out().print(tables.jobs(found))
 
 
 @app.command()
@@ -134,7 +131,7 @@ def job(job_id: JobId, as_json: Annotated[bool, typer.Option("--json")] = False)
         now = time.time()
         _print_json({**job_shown(found, now), **timings_shown(attempts, now)})
     else:
-        _out.print(tables.job(found, attempts))
+        terminal.out().print(tables.job(found, attempts))
 
 
 @app.command()
@@ -142,7 +139,7 @@ def retry(job_id: JobId) -> None:
     """Start a stopped job again at the step where it stopped."""
     ledger = _ledger()
     again = ledger.retry(ledger.find(job_id).id)
-    _out.print(f"Job {again.id[:8]} starts step {again.step} again.")
+    terminal.out().print(f"Job {again.id[:8]} starts step {again.step} again.")
 
 
 @app.command()
@@ -150,7 +147,7 @@ def cancel(job_id: JobId) -> None:
     """Stop a job. What was received stays in Orthanc."""
     ledger = _ledger()
     stopped = ledger.cancel(ledger.find(job_id).id)
-    _out.print(f"Job {stopped.id[:8]} is {stopped.state}.")
+    terminal.out().print(f"Job {stopped.id[:8]} is {stopped.state}.")
 
 
 @pacs_app.command("check")
@@ -161,12 +158,14 @@ def pacs_check(name: Annotated[str, typer.Argument(help="Name of the peer.")]) -
     from node.wiring import Hospital
 
     found = check_destination(Hospital(load()), name)
-    _out.print(tables.findings(found.findings))
+    terminal.out().print(tables.findings(found.findings))
     if found.taken:
-        _out.print(tables.kinds_taken(found.taken))
+        terminal.out().print(tables.kinds_taken(found.taken))
     if found.proposed:
         line = ", ".join(f'"{kind}"' for kind in found.proposed)
-        _out.print(f"Profile that fits: results = [{line}]", markup=False, highlight=False)
+        terminal.out().print(
+            f"Profile that fits: results = [{line}]", markup=False, highlight=False
+        )
     if any(finding.level == "wrong" for finding in found.findings):
         raise typer.Exit(1)
 
@@ -178,7 +177,7 @@ def keys_list() -> None:
     from node.wiring import Hospital
 
     uses = vault_keys.key_uses(Hospital(load()))
-    _out.print(tables.key_uses(uses))
+    terminal.out().print(tables.key_uses(uses))
     if any(use.problem for use in uses):
         raise typer.Exit(1)
 
@@ -191,18 +190,18 @@ def keys_rotate() -> None:
 
     with Progress(
         SpinnerColumn(), TextColumn("data keys"), BarColumn(), TextColumn("{task.completed:.0f}"),
-        TimeElapsedColumn(), console=_err,
+        TimeElapsedColumn(), console=terminal.err(),
     ) as progress:  # fmt: skip
         bar = progress.add_task("", total=None)
         done = vault_keys.rotate(
             Hospital(load()), lambda number, of: progress.update(bar, completed=number, total=of)
         )
-    _out.print(
+    terminal.out().print(
         f"{done.rewrapped} data keys are now sealed with {done.name}"
         + (", which is new: back it up." if done.made else ".")
     )
     for problem in done.problems:
-        _err.print("[red]✗[/]", Text(problem), highlight=False)
+        terminal.err().print("[red]✗[/]", Text(problem), highlight=False)
     if done.problems:
         raise typer.Exit(1)
 
@@ -231,11 +230,11 @@ def keys_destroy(
     hospital = Hospital(load())
     studies = vault_keys.studies_of(hospital, wanted, by)
     for study in studies:
-        _out.print(f"pseudonymous study {study}", highlight=False)
+        terminal.out().print(f"pseudonymous study {study}", highlight=False)
     if not yes:
         typer.confirm(f"Studies to destroy: {len(studies)}. For good?", abort=True)
     vault_keys.destroy(hospital, studies)
-    _out.print(f"Destroyed: {len(studies)}. docs/security.md says what else holds them.")
+    terminal.out().print(f"Destroyed: {len(studies)}. docs/security.md says what else holds them.")
 
 
 @keys_app.command("new-epoch")
@@ -252,7 +251,9 @@ def keys_new_epoch(
             abort=True,
         )
     epoch = vault_keys.new_epoch(Hospital(load()))
-    _out.print(f"Epoch {epoch} begins at the next `segnode up`. Back its key up; keep the old one.")
+    terminal.out().print(
+        f"Epoch {epoch} begins at the next `segnode up`. Back its key up; keep the old one."
+    )
 
 
 @app.command()
@@ -272,7 +273,7 @@ def process(
     log.configure("process", quiet=True)
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-        console=_err,
+        console=terminal.err(),
     ) as progress:  # fmt: skip
         bar = progress.add_task("reading", total=1.0)
 
@@ -280,7 +281,7 @@ def process(
             progress.update(bar, description=text, completed=share)
 
         written = process_folder(load(), folder, model, out, report, result)
-    _out.print(tables.written(written))
+    terminal.out().print(tables.written(written))
     if not all(one.ok for one in written):
         raise typer.Exit(1)
 
@@ -332,8 +333,8 @@ def main() -> None:
 
 
 def _fail(cause: str, remedy: str) -> None:
-    _err.print("[red]✗[/]", Text(cause), highlight=False)
-    _err.print("  [bold]→[/]", Text(remedy), highlight=False)
+    terminal.err().print("[red]✗[/]", Text(cause), highlight=False)
+    terminal.err().print("  [bold]→[/]", Text(remedy), highlight=False)
     sys.exit(1)
 
 

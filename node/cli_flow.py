@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from node import terminal
 from node.errors import NotPossible
 from node.jobs import State, StepName
 from node.pipeline import QUEUES
@@ -39,7 +39,7 @@ def queue_list() -> None:
                         ledger.running(steps))
         for name, steps in QUEUES.items()
     ]  # fmt: skip
-    _out().print(tables.queues(rows, ledger.pauses()))
+    terminal.out().print(tables.queues(rows, ledger.pauses()))
 
 
 @queue_app.command("pause")
@@ -48,7 +48,9 @@ def queue_pause(name: QueueName) -> None:
     ledger = _hospital().ledger
     for queue in _named(name):
         ledger.pause(f"queue:{queue}")
-        _out().print(f"Queue {queue} is paused. `segnode queue resume {queue}` lets it go on.")
+        terminal.out().print(
+            f"Queue {queue} is paused. `segnode queue resume {queue}` lets it go on."
+        )
 
 
 @queue_app.command("drain")
@@ -59,7 +61,7 @@ def queue_drain(name: QueueName) -> None:
     for queue in _named(name):
         ledger.pause(f"queue:{queue}")
     _until_none_runs(lambda: ledger.running(steps), "running steps")
-    _out().print(f"Nothing of {name} runs. `segnode queue resume {name}` lets it go on.")
+    terminal.out().print(f"Nothing of {name} runs. `segnode queue resume {name}` lets it go on.")
 
 
 @queue_app.command("resume")
@@ -68,13 +70,13 @@ def queue_resume(name: QueueName) -> None:
     ledger = _hospital().ledger
     for queue in _named(name):
         ledger.resume(f"queue:{queue}")
-        _out().print(f"Queue {queue} goes on.")
+        terminal.out().print(f"Queue {queue} goes on.")
 
 
 def pacs_pause(name: PeerName) -> None:
     """Send nothing more to a destination, for example during its maintenance. Nothing is lost."""
     _peer(name).ledger.pause(f"destination:{name}")
-    _out().print(f"{name} is paused. `segnode pacs resume {name}` lets it go on.")
+    terminal.out().print(f"{name} is paused. `segnode pacs resume {name}` lets it go on.")
 
 
 def pacs_drain(name: PeerName) -> None:
@@ -89,13 +91,15 @@ def pacs_drain(name: PeerName) -> None:
         ),
         "deliveries",
     )
-    _out().print(f"Nothing is being sent to {name}. `segnode pacs resume {name}` lets it go on.")
+    terminal.out().print(
+        f"Nothing is being sent to {name}. `segnode pacs resume {name}` lets it go on."
+    )
 
 
 def pacs_resume(name: PeerName) -> None:
     """Go on with a paused destination."""
     _peer(name).ledger.resume(f"destination:{name}")
-    _out().print(f"{name} goes on.")
+    terminal.out().print(f"{name} goes on.")
 
 
 def journal(
@@ -129,21 +133,13 @@ def journal(
             export.touch(mode=0o600)
             export.write_text(text)
     elif not verify:
-        _out().print(tables.journal(entries))
+        terminal.out().print(tables.journal(entries))
     if verdict.problem:
-        _err().print(f"[red]✗[/] {verdict.problem}.", highlight=False)
+        terminal.err().print(f"[red]✗[/] {verdict.problem}.", highlight=False)
         raise typer.Exit(1)
-    (_err() if export else _out()).print(
+    (terminal.err() if export else terminal.out()).print(
         f"[green]✓[/] {verdict.entries} entries, whole. Head: {verdict.head}", highlight=False
     )
-
-
-def _out() -> Console:
-    return Console()  # made now: as wide as the terminal is now
-
-
-def _err() -> Console:
-    return Console(stderr=True)
 
 
 def _hospital() -> Hospital:
@@ -172,7 +168,7 @@ def _until_none_runs(running: Callable[[], int], what: str) -> None:
     first = now = running()
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-        console=_err(),
+        console=terminal.err(),
     ) as progress:  # fmt: skip
         bar = progress.add_task(what, total=max(first, 1))
         while now:

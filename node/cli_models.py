@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markdown import Markdown
 
+from node import terminal
 from node.errors import NodeError
 from node.settings import load
 
 models_app = typer.Typer(invoke_without_command=True)
 
-_out = Console()
-_err = Console(stderr=True)
 
 ModelName = Annotated[str, typer.Argument(help="Of a model (`segnode models`).")]
 
@@ -30,7 +28,7 @@ def models(context: typer.Context) -> None:
     from node import tables
     from node.packages import find_models
 
-    _out.print(tables.models(find_models(load().models_dir)))
+    terminal.out().print(tables.models(find_models(load().models_dir)))
 
 
 @models_app.command("new")
@@ -42,8 +40,10 @@ def models_new(
     from node.authoring.begin import begin_model
 
     folder = begin_model(load().models_dir, name, like)
-    _out.print(f"[green]✓[/] {folder}")
-    _out.print(f"Edit model.toml, then `segnode train {name}`, `segnode models seal {name}`.")
+    terminal.out().print(f"[green]✓[/] {folder}")
+    terminal.out().print(
+        f"Edit model.toml, then `segnode train {name}`, `segnode models seal {name}`."
+    )
 
 
 @models_app.command("seal")
@@ -59,7 +59,7 @@ def models_seal(
 
     folder = load().models_dir / name
     seal_model(folder, weights, reference)
-    _out.print(f"[green]✓[/] {folder}; look at it with `segnode models check {name}`")
+    terminal.out().print(f"[green]✓[/] {folder}; look at it with `segnode models check {name}`")
 
 
 @models_app.command("check")
@@ -77,10 +77,10 @@ def models_check(
         raise NodeError(f"{what} in {settings.models_dir}", remedy="See models/README.md.")
     wrong = False
     for folder in folders:
-        with _err.status(f"checking {folder.name} ..."):
+        with terminal.err().status(f"checking {folder.name} ..."):
             findings = list(check_model(folder, settings.folder("exports")))
-        _out.print(f"[bold]{folder.name}[/]")
-        _out.print(tables.findings(findings))
+        terminal.out().print(f"[bold]{folder.name}[/]")
+        terminal.out().print(tables.findings(findings))
         wrong = wrong or any(finding.level == "wrong" for finding in findings)
     if wrong:
         raise typer.Exit(1)
@@ -95,8 +95,8 @@ def models_pack(
     from node.authoring.archive import pack_model
 
     packed = pack_model(load().models_dir / name, out)
-    _out.print(f"[green]✓[/] {packed.path}: {packed.files} files")
-    _out.print(f"sha256 {packed.sha256}", highlight=False, soft_wrap=True)
+    terminal.out().print(f"[green]✓[/] {packed.path}: {packed.files} files")
+    terminal.out().print(f"sha256 {packed.sha256}", highlight=False, soft_wrap=True)
 
 
 def train(
@@ -131,7 +131,7 @@ def train(
             precision=precision, start=start, public=public, resume=resume,
         )
     )  # fmt: skip
-    _out.print(f"[green]✓[/] {weights}; read {out / 'report.md'}")
+    terminal.out().print(f"[green]✓[/] {weights}; read {out / 'report.md'}")
 
 
 def evaluate(
@@ -160,7 +160,7 @@ def evaluate(
     from node.training.measure_model import measure_model
 
     folder = _model_folder(model)
-    with _err.status("reading ...") as status:
+    with terminal.err().status("reading ...") as status:
         found = measure_model(
             folder, data, empty or [], exports=load().folder("exports"), threads=threads,
             stress=stress, public=public, on_case=lambda name: status.update(name),
@@ -170,9 +170,9 @@ def evaluate(
         out.write_text(json.dumps(found.as_json(), indent=1) + "\n")
     if card:
         rewrite_card(folder / CARD_NAME, text)
-    _out.print(Markdown(text))
+    terminal.out().print(Markdown(text))
     for number, name in found.names.items():  # on the screen, where a person looks for the case
-        _err.print(f"{number}: {name}", highlight=False, markup=False)
+        terminal.err().print(f"{number}: {name}", highlight=False, markup=False)
 
 
 def _model_folder(model: Path) -> Path:

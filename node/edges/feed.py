@@ -79,6 +79,8 @@ class Feed:
         log.get().warning("Orthanc's index is not the one that was read; reading from the start")
         self._seen_at = None
         self._arrivals.record(REPLAY, Cursor(1), {})
+        # At once: what is imported may bring another feed to the old place, with the same line.
+        self._arrivals.record(FEED, Cursor(), {})
         return Cursor()
 
     def _restoring(self) -> bool:
