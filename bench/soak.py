@@ -214,13 +214,17 @@ def draw_latencies(seconds: Mapping[str, Sequence[float]], file: Path) -> None:
 
 
 def draw_memory(samples: Sequence[Sample], file: Path) -> None:
-    """Memory of each process over time."""
+    """Memory of each process over time; its children in the same colour, dashed."""
     figure, axes = plt.subplots(figsize=(8, 4.5))
-    for name in sorted(samples[-1].mib):
+    names = sorted(name for name, mib in samples[-1].mib.items() if mib >= 1)  # no mere wrapper
+    processes = sorted({name.split(",")[0] for name in names})
+    for name in names:
         axes.plot(
             [one.at_s / 60 for one in samples],
             [one.mib.get(name, 0.0) for one in samples],
             label=name,
+            color=f"C{processes.index(name.split(',')[0])}",
+            linestyle="--" if "," in name else "-",
         )
     axes.set(xlabel="minutes", ylabel="memory of its own, MiB", yscale="log")
     axes.grid(alpha=0.3)
