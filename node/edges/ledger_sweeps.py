@@ -78,20 +78,27 @@ class Sweeps(Lookups):
             changed = sa.update(JOBS).where(held_by(job), JOBS.c.progress == 0)
             return bool(tx.execute(changed.values(**begun)).rowcount == 1)
 
-    def follow_clock(self, jump_s: float, lease_s: float) -> None:
-        """The clock was set: whatever has a time keeps its distance from now.
+    def follow_clock(self, jump_s: float, lease_s: float, since_s: float) -> None:
+        """The clock was set within the last ``since_s``: whatever has a time keeps its distance.
 
-        Every step that runs gets a whole lease; whose worker is dead will not extend it.
+        What was written after that has its times by the new clock already. Every step that runs
+        gets a whole lease; whose worker is dead will not extend it.
         """
         now = self.database.clock()
+
+        def by_the_old_clock(written_at: sa.Column[float]) -> sa.ColumnElement[bool]:
+            return sa.or_(written_at < now - since_s, written_at > now + 1)
+
         moved = {
             name: JOBS.c[name] + jump_s for name in ("next_try_at", "deadline_at", "step_since")
         }
         with self.database.transaction() as tx:
-            tx.execute(sa.update(JOBS).values(**moved))
+            tx.execute(sa.update(JOBS).where(by_the_old_clock(JOBS.c.updated_at)).values(**moved))
             running = sa.update(JOBS).where(JOBS.c.state == State.RUNNING)
             tx.execute(running.values(lease_until=now + lease_s))
-            arriving = sa.update(ARRIVALS).where(ARRIVALS.c.quiet.is_(False))
+            arriving = sa.update(ARRIVALS).where(
+                ARRIVALS.c.quiet.is_(False), by_the_old_clock(ARRIVALS.c.last_change_at)
+            )
             tx.execute(arriving.values(last_change_at=ARRIVALS.c.last_change_at + jump_s))
 
     def release_lost_leases(self, steps: Mapping[StepName, Step]) -> list[Job]:

@@ -51,6 +51,7 @@ class Sweeper:
         self._messages_in, self._wake = messages_in, wake
         self._steady_s = steady_s
         self._ahead_s: float | None = None  # the ledger's clock, of the steady one
+        self._followed_at_s = 0.0  # by the steady one
 
     def once(self) -> None:
         """Keep what waits in the compute queue, release what nobody holds, wake what is due."""
@@ -80,12 +81,14 @@ class Sweeper:
 
     def _follow_clock(self) -> None:
         """A clock that was set, forward or back, must end no lease and no waiting."""
-        ahead_s = self._ledger.database.clock() - self._steady_s()
+        steady_s = self._steady_s()
+        ahead_s = self._ledger.database.clock() - steady_s
         jump_s = 0.0 if self._ahead_s is None else ahead_s - self._ahead_s
         if abs(jump_s) > _JUMP_S:
             log.get().warning("the clock was set", seconds=round(jump_s, 1))
-            self._ledger.follow_clock(jump_s, self._terms.lease_s)
-        self._ahead_s = ahead_s  # not before: a ledger that does not answer has followed nothing
+            self._ledger.follow_clock(jump_s, self._terms.lease_s, steady_s - self._followed_at_s)
+        # Not before: a ledger that does not answer has followed nothing.
+        self._ahead_s, self._followed_at_s = ahead_s, steady_s
 
     def _keep_waiting_in_compute(self, infer: Step) -> None:
         waiting = self._ledger.waiting_in_compute()

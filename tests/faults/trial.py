@@ -223,7 +223,7 @@ def run_trial(site: Site, plan: Plan, folder: Path, undisturbed: Undisturbed) ->
         return Outcome(plan.seed, plan.fault.name, [], None, "", 0.0, problems=problems)
     held = wait_for_end(site, sent)
     ends = [judged(site, one) for one in sent]
-    finished = _finished_at(site, sent)
+    finished = _finished_at(site, sent, started)
     _retry(site, sent, ends, held)
     broken = injector.broken_at
     outcome = Outcome(
@@ -278,12 +278,11 @@ def wait_for_end(site: Site, sent: Sequence[Sent], bound_s: float = BOUND_S) -> 
     return held
 
 
-def _finished_at(site: Site, sent: Sequence[Sent]) -> float:
-    """When the last job changed for the last time, by the true clock: that of attempts may lie."""
-    return min(
-        max((job.updated_at for one in sent for job in site.jobs_of(one)), default=time.time()),
-        time.time(),
-    )
+def _finished_at(site: Site, sent: Sequence[Sent], started: float) -> float:
+    """When the last job changed for the last time; now, if the node's clock was wrong then."""
+    changed_at = max((job.updated_at for one in sent for job in site.jobs_of(one)), default=0.0)
+    now = time.time()
+    return changed_at if started <= changed_at <= now else now
 
 
 def _longest_step_s(site: Site, sent: Sequence[Sent]) -> float:

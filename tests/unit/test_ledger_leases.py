@@ -139,6 +139,30 @@ def test_a_clock_that_is_set_ends_no_lease_and_no_waiting(
     assert lost is not None and lost.state is State.QUEUED, "its worker is dead, whatever the time"
 
 
+@pytest.mark.parametrize("jump_s", [3600, -3600])
+def test_what_comes_between_the_clock_and_the_sweep_is_not_moved(
+    ledger: Ledger, clock: Clock, jump_s: float
+) -> None:
+    """Its times are those of the new clock: an hour more, and it would wait for an hour."""
+    steady = Clock()
+    sweeper = Sweeper(ledger, Terms(lease_s=7), lambda _: 99, lambda _: None, steady_s=steady)
+    sweeper.once()
+    clock.now += jump_s + 0.5
+    waiting = claimed(ledger, at_step(ledger, StepName.RECEIVE, "waiting"), lease_s=7)
+    ledger.wait(waiting, cause="c", remedy="r", error="e", delay_s=10, patience_s=1000)
+    arrivals = Arrivals(ledger.database)
+    arrivals.record("feed", Cursor(1), {"arriving": None})
+    clock.now += 0.5
+    steady.now += 1
+    sweeper.once()
+    [arriving] = arrivals.waiting()
+    assert arriving.silent_s == pytest.approx(0.5)
+    clock.now += 9
+    assert ledger.due(STEPS) == 0
+    clock.now += 1
+    assert ledger.due(STEPS) == 1
+
+
 def test_a_job_that_no_compute_worker_takes_waits_and_says_so(ledger: Ledger, clock: Clock) -> None:
     """Its message may be lost any number of times; only patience ends, or a worker begins."""
     job = at_step(ledger, StepName.INFER)

@@ -23,11 +23,11 @@ def test_a_clock_that_is_set_while_the_ledger_is_away_is_followed_later(tmp_path
     asked: list[float] = []
 
     class Away(Ledger):
-        def follow_clock(self, jump_s: float, lease_s: float) -> None:
+        def follow_clock(self, jump_s: float, lease_s: float, since_s: float) -> None:
             asked.append(jump_s)
             if len(asked) == 1:
                 raise LedgerUnavailable("The ledger's database does not answer")
-            super().follow_clock(jump_s, lease_s)
+            super().follow_clock(jump_s, lease_s, since_s)
             stop.set()
 
     ledger = Away(f"sqlite:///{tmp_path / 'ledger.sqlite'}", clock=clock)
