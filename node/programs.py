@@ -112,7 +112,7 @@ def _run_worker(hospital: Hospital, name: str, queues: tuple[str, ...], processe
     worker_process_init.connect(
         lambda **_: hospital.ledger.database.forget_connections(), weak=False
     )
-    _run_celery(hospital.celery, name, queues, processes)
+    _run_celery(hospital.celery, hospital.broker_url, name, queues, processes)
 
 
 def run_compute(settings: ComputeSettings) -> None:
@@ -149,10 +149,15 @@ def run_compute(settings: ComputeSettings) -> None:
 
     app = celery_app("segnode-compute", settings.broker_url)
     register_compute_task(app, run)
-    _run_celery(app, "compute", (COMPUTE_QUEUE,), settings.processes)
+    _run_celery(app, settings.broker_url, "compute", (COMPUTE_QUEUE,), settings.processes)
 
 
-def _run_celery(app: Celery, name: str, queues: tuple[str, ...], processes: int) -> None:
+def _run_celery(
+    app: Celery, broker_url: str, name: str, queues: tuple[str, ...], processes: int
+) -> None:
+    from node.edges.deaf import end_when_deaf
+
+    end_when_deaf(queues, message_counter(broker_url))
     app.worker_main(
         [
             "worker",
