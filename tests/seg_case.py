@@ -114,3 +114,12 @@ def dcmtk_json(path: Path) -> dict[str, Any]:
     )
     document: dict[str, Any] = json.loads(done.stdout)
     return document
+
+
+def swap_references(made: Dataset) -> None:
+    """The first and the last frame each name the other's source."""
+    first, last = (made.PerFrameFunctionalGroupsSequence[index] for index in (0, -1))
+    first.DerivationImageSequence, last.DerivationImageSequence = (
+        last.DerivationImageSequence,
+        first.DerivationImageSequence,
+    )

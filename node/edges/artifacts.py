@@ -7,18 +7,7 @@ import stat
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path, PurePosixPath
 
-from node.edges.beneath import (
-    checked,
-    folder_at,
-    if_there,
-    is_not_there,
-    move,
-    names_in,
-    read,
-    remove,
-    unused_name,
-    write,
-)
+from node.edges import beneath
 from node.edges.bundles import (
     FolderBundle,
     FolderBundleWriter,
@@ -58,30 +47,33 @@ class FolderArtifacts:
 
     def put(self, name: str, data: bytes) -> None:
         """Write beside, flush, then rename: a reader sees all of it or nothing, after any end."""
-        path, beside = checked(name), unused_name()
-        with disk_errors_named(), folder_at(self._folder, str(path.parent), make=True) as folder:
+        path, beside = beneath.checked(name), beneath.unused_name()
+        with (
+            disk_errors_named(),
+            beneath.folder_at(self._folder, str(path.parent), make=True) as folder,
+        ):
             try:
-                write(folder, beside, data)
+                beneath.write(folder, beside, data)
                 flush(self._folder, str(path.parent / beside))
-                move(folder, beside, path.name)
+                beneath.move(folder, beside, path.name)
             except OSError:
-                remove(folder, beside)
+                beneath.remove(folder, beside)
                 raise
             os.fsync(folder)
 
     def get(self, name: str) -> bytes:
         """The bytes of ``name``; KeyError when there is none, or more than anything here has."""
         try:
-            return read(self._folder, name, _MOST_BYTES)
+            return beneath.read(self._folder, name, _MOST_BYTES)
         except OSError as error:
-            if is_not_there(error):
+            if beneath.is_not_there(error):
                 raise KeyError(name) from None
             raise
 
     def names(self, prefix: str) -> list[str]:
         """All names below ``prefix``, sorted; nothing that is still being written."""
         found: list[PurePosixPath] = []
-        with if_there(), folder_at(self._folder, prefix) as at:
+        with beneath.if_there(), beneath.folder_at(self._folder, prefix) as at:
             for place, _, names, folder in os.fwalk(".", dir_fd=at):
                 found += [PurePosixPath(place, name) for name in names if _is_file(name, folder)]
         return sorted(
@@ -101,21 +93,21 @@ class FolderArtifacts:
 
     def inside(self, folder: str) -> list[str]:
         """Names of all that is directly in a folder, what a killed worker had begun too."""
-        with if_there(), folder_at(self._folder, folder) as at:
-            return names_in(at)
+        with beneath.if_there(), beneath.folder_at(self._folder, folder) as at:
+            return beneath.names_in(at)
         return []
 
     def delete(self, prefix: str) -> None:
         """Remove one file or link, or everything below a folder."""
-        path = checked(prefix)
-        with if_there(), folder_at(self._folder, str(path.parent)) as folder:
+        path = beneath.checked(prefix)
+        with beneath.if_there(), beneath.folder_at(self._folder, str(path.parent)) as folder:
             # Out of sight first: who still writes there finds nothing, and cannot keep it from
             # going.
             with suppress(FileNotFoundError):  # somebody else was first
-                move(folder, path.name, unused_name(_DELETED))
-            for name in names_in(folder):  # one may have been killed at it
+                beneath.move(folder, path.name, beneath.unused_name(_DELETED))
+            for name in beneath.names_in(folder):  # one may have been killed at it
                 if name.startswith(_DELETED):
-                    remove(folder, name)
+                    beneath.remove(folder, name)
 
 
 def _is_file(name: str, folder: int) -> bool:

@@ -21,19 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from node.edges.beneath import (
-    FOLDER,
-    file_at,
-    folder_at,
-    if_there,
-    is_not_there,
-    move,
-    names_in,
-    read,
-    remove,
-    unused_name,
-    write,
-)
+from node.edges import beneath
 from node.errors import DamagedArtifact, OutOfSpace, Unavailable
 from node.pipeline.working_data import is_digest
 
@@ -143,14 +131,14 @@ class FolderBundleWriter:
         self._write(INDEX, index)
         for flushed in self._flushed:
             flushed.result()
-        with folder_at(self._root, self._folder) as folder:
+        with beneath.folder_at(self._root, self._folder) as folder:
             os.fsync(folder)
         self.digest = hashlib.sha256(index).hexdigest()
 
     def _write(self, name: str, data: bytes) -> None:
         # By its name each time: what was deleted meanwhile is not written to.
-        with disk_errors_named(), folder_at(self._root, self._folder) as folder:
-            write(folder, name, data)
+        with disk_errors_named(), beneath.folder_at(self._root, self._folder) as folder:
+            beneath.write(folder, name, data)
         # The disk works while the next file is made.
         self._flushed.append(self._disk.submit(flush, self._root, f"{self._folder}/{name}"))
 
@@ -164,11 +152,11 @@ def writing(root: Path, parent: str) -> Iterator[FolderBundleWriter]:
     OutOfSpace, Unavailable
         The disk is full, or cannot be written.
     """
-    beside = unused_name()
-    with disk_errors_named(), folder_at(root, parent, make=True) as folder:
+    beside = beneath.unused_name()
+    with disk_errors_named(), beneath.folder_at(root, parent, make=True) as folder:
         _remove_abandoned(folder)
         os.mkdir(beside, 0o700, dir_fd=folder)
-        lock = os.open(beside, FOLDER, dir_fd=folder)
+        lock = os.open(beside, beneath.FOLDER, dir_fd=folder)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with ThreadPoolExecutor(_FLUSHERS, thread_name_prefix="disk") as disk:
@@ -178,21 +166,21 @@ def writing(root: Path, parent: str) -> Iterator[FolderBundleWriter]:
                 writer.finish()
                 _publish(root, parent, beside, writer.digest)
     finally:
-        with suppress(OSError), folder_at(root, parent) as folder:
-            remove(folder, beside)
+        with suppress(OSError), beneath.folder_at(root, parent) as folder:
+            beneath.remove(folder, beside)
         os.close(lock)
 
 
 def bundles_below(root: Path, parent: str) -> list[str]:
     """Digests of what lies below ``parent``, damaged or not."""
-    with if_there(), folder_at(root, parent) as folder:
-        return [name for name in names_in(folder) if is_digest(name)]
+    with beneath.if_there(), beneath.folder_at(root, parent) as folder:
+        return [name for name in beneath.names_in(folder) if is_digest(name)]
     return []
 
 
 def flush(root: Path, name: str) -> None:
     """Put a file on the disk."""
-    with file_at(root, name) as descriptor:
+    with beneath.file_at(root, name) as descriptor:
         os.fsync(descriptor)
 
 
@@ -220,18 +208,18 @@ def disk_errors_named() -> Iterator[None]:
 
 def _publish(root: Path, parent: str, beside: str, digest: str) -> None:
     """Give the folder its name, unless a whole bundle has it already."""
-    with folder_at(root, parent) as folder:
+    with beneath.folder_at(root, parent) as folder:
         try:
-            move(folder, beside, digest)
+            beneath.move(folder, beside, digest)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
             if _is_whole(root, parent, digest):
                 return
-            damaged = unused_name()
-            move(folder, digest, damaged)
-            move(folder, beside, digest)
-            remove(folder, damaged)
+            damaged = beneath.unused_name()
+            beneath.move(folder, digest, damaged)
+            beneath.move(folder, beside, digest)
+            beneath.remove(folder, damaged)
         os.fsync(folder)
 
 
@@ -244,26 +232,26 @@ def _is_whole(root: Path, parent: str, digest: str) -> bool:
 
 def _remove_abandoned(folder: int) -> None:
     """Remove what workers that were killed had begun: nobody holds its lock."""
-    for begun in names_in(folder):
+    for begun in beneath.names_in(folder):
         if not begun.startswith("."):
             continue
         with suppress(OSError):
             begun_at = os.stat(begun, dir_fd=folder, follow_symlinks=False).st_mtime
             if time.time() - begun_at < _ABANDONED_S:
                 continue
-            lock = os.open(begun, FOLDER, dir_fd=folder)
+            lock = os.open(begun, beneath.FOLDER, dir_fd=folder)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(folder, begun)
+                beneath.remove(folder, begun)
             finally:
                 os.close(lock)
 
 
 def _read(root: Path, path: str, kind: str, at_most: int) -> bytes:
     try:
-        return read(root, path, at_most)
+        return beneath.read(root, path, at_most)
     except OSError as error:
-        if is_not_there(error) or error.errno == errno.EIO:
+        if beneath.is_not_there(error) or error.errno == errno.EIO:
             raise _damaged(kind, PurePosixPath(path).name) from None
         raise
 

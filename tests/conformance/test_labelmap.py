@@ -19,7 +19,15 @@ from node.results.remarks import remarks
 from node.results.seg import encode_labelmap
 from tests.part10 import part10
 from tests.result_case import Case
-from tests.seg_case import ALGORITHM, IDENTITY, ORIENTATIONS, SEGMENTS, labels_for, series
+from tests.seg_case import (
+    ALGORITHM,
+    IDENTITY,
+    ORIENTATIONS,
+    SEGMENTS,
+    labels_for,
+    series,
+    swap_references,
+)
 
 
 @pytest.mark.parametrize("step_mm", [2.5, -2.5], ids=["feet to head", "head to feet"])
@@ -50,14 +58,6 @@ def test_the_background_is_said_by_the_padding_value_alone() -> None:
     assert (made.SegmentationType, made.BitsAllocated) == ("LABELMAP", 8)
 
 
-def _swap_references(made: Dataset) -> None:
-    first, last = (made.PerFrameFunctionalGroupsSequence[index] for index in (0, -1))
-    first.DerivationImageSequence, last.DerivationImageSequence = (
-        last.DerivationImageSequence,
-        first.DerivationImageSequence,
-    )
-
-
 def _relabel_a_pixel(made: Dataset) -> None:
     data = bytearray(made.PixelData)
     data[40] ^= 3
@@ -68,7 +68,7 @@ def _lose_the_last_frame(made: Dataset) -> None:
     made.PerFrameFunctionalGroupsSequence = made.PerFrameFunctionalGroupsSequence[:-1]
 
 
-@pytest.mark.parametrize("spoil", [_swap_references, _relabel_a_pixel, _lose_the_last_frame])
+@pytest.mark.parametrize("spoil", [swap_references, _relabel_a_pixel, _lose_the_last_frame])
 def test_a_misplaced_label_map_is_quarantined(spoil: object) -> None:
     """It is checked as a BINARY Segmentation is."""
     headers = series()

@@ -25,6 +25,7 @@ from tests.seg_case import (
     dcmtk_json,
     labels_for,
     series,
+    swap_references,
 )
 
 
@@ -125,14 +126,6 @@ def test_slice_of_another_orientation_is_refused() -> None:
         encode_seg(labels_for(headers), headers, SEGMENTS, ALGORITHM, IDENTITY)
 
 
-def _swap_references(seg: Dataset) -> None:
-    first, last = (seg.PerFrameFunctionalGroupsSequence[index] for index in (0, -1))
-    first.DerivationImageSequence, last.DerivationImageSequence = (
-        last.DerivationImageSequence,
-        first.DerivationImageSequence,
-    )
-
-
 def _swap_positions(seg: Dataset) -> None:
     first, last = (seg.PerFrameFunctionalGroupsSequence[index] for index in (0, -1))
     first.PlanePositionSequence, last.PlanePositionSequence = (
@@ -169,7 +162,7 @@ def _lose_the_last_frame(seg: Dataset) -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        _swap_references,
+        swap_references,
         _swap_positions,
         _drop_derivation,
         _swap_segments,
