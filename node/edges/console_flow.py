@@ -40,7 +40,7 @@ class Flow:
         else:
             self.ledger.resume(f"{kind}:{name}")
             self.nudge()
-        log.get().info("flow changed by a person", name=f"{kind}:{name}", wanted=wanted)
+        log.get().info(f"{wanted}d by a person", **{kind: name})
         return JSONResponse(self._flow())
 
     def _flow(self) -> dict[str, object]:
