@@ -19,11 +19,10 @@ from typing import Any
 
 import redis
 import sqlalchemy as sa
-from sqlalchemy.engine import RowMapping
 
 from node import log
 from node.edges.artifacts import FolderArtifacts
-from node.edges.database import Database, upsert
+from node.edges.database import Database, in_parts, upsert
 from node.edges.ledger_tables import ARRIVALS, JOBS, job_of
 from node.edges.lost_instances import LostInstances
 from node.edges.orthanc_storage import OrthancStorage
@@ -50,6 +49,10 @@ _ENDED = _OVER | {State.REJECTED, State.CANCELED}
 _READS_RECEIVED = frozenset({StepName.RECEIVE, StepName.ROUTE, StepName.DEIDENTIFY})
 _READS_DEIDENTIFIED = frozenset({StepName.INFER, StepName.ENCODE})
 _NEEDS_CROSSWALK = frozenset(list(StepName)[list(StepName).index(StepName.INFER) :])
+
+#: Jobs that this version understands, and those of them that somebody may still go on with.
+_KNOWN = sa.and_(JOBS.c.step.in_(_STEPS), JOBS.c.state.in_(_STATES))
+_OPEN = sa.and_(_KNOWN, JOBS.c.state.not_in(_ENDED))
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,10 @@ class Reconciler:
 
     def series(self) -> Iterator[Disagreement]:
         """Series that no job is made of, and jobs whose series is gone."""
-        held = self.storage.series()
-        unknown, unseen = self._overlooked(held)
+        unknown, unseen = self._overlooked()
         if unknown or unseen:  # what has just come is still to be read from the feed
             self.pause(_SETTLE_S)
-            still_unknown, still_unseen = self._overlooked(held)
+            still_unknown, still_unseen = self._overlooked()
             unknown, unseen = unknown & still_unknown, unseen & still_unseen
         if unknown:
             yield Disagreement(
@@ -158,13 +160,7 @@ class Reconciler:
                 "looked at again as if they had just arrived",
                 partial(self._note_arrived, sorted(unseen)),
             )  # fmt: skip
-        for job in self._jobs():
-            if job.state in _ENDED or job.step not in _READS_RECEIVED:
-                continue
-            _, instances = held.get(job.series_id, ("", frozenset()))
-            if set(job.instance_ids) <= instances:
-                continue
-            # Some may have come since.
+        for job in self._jobs(_OPEN, JOBS.c.step.in_(_READS_RECEIVED)):
             if missing := set(job.instance_ids) - self.storage.instances_of(job.series_id):
                 yield Disagreement(
                     "Orthanc and ledger",
@@ -173,40 +169,49 @@ class Reconciler:
                     f"Send the series again, or `segnode cancel {job.id[:8]}`.",
                 )
 
-    def _overlooked(
-        self, held: Mapping[str, tuple[str, frozenset[str]]]
-    ) -> tuple[set[str], set[str]]:
+    def _overlooked(self) -> tuple[set[str], set[str]]:
         """Series that never arrived, and series with instances of which no job was made."""
-        quiet = self._arrivals()
+        unknown, unseen = set[str](), set[str]()
+        for held in self.storage.series():
+            quiet, seen = self._known_of(list(held))
+            unknown |= held.keys() - quiet.keys()
+            unseen |= {one for one in held if quiet.get(one) and held[one] - seen[one]}
+        return unknown, unseen
+
+    def _known_of(
+        self, series_ids: Sequence[str]
+    ) -> tuple[Mapping[str, bool], Mapping[str, set[str]]]:
+        """Of those that have arrived: whether they are quiet. And what their jobs have seen."""
+        arrived = sa.select(ARRIVALS).where(ARRIVALS.c.series_id.in_(series_ids))
+        jobs = sa.select(JOBS.c.series_id, JOBS.c.instance_ids)
         seen: dict[str, set[str]] = defaultdict(set)
-        for row in self._rows():
-            seen[row["series_id"]].update(row["instance_ids"])
-        unseen = {
-            one for one, (_, instances) in held.items() if quiet.get(one) and instances - seen[one]
-        }
-        return set(held) - quiet.keys(), unseen
+        with self.database.transaction() as tx:
+            quiet = {row.series_id: bool(row.quiet) for row in tx.execute(arrived)}
+            for row in tx.execute(jobs.where(JOBS.c.series_id.in_(series_ids))):
+                seen[row.series_id].update(row.instance_ids)
+        return quiet, seen
 
     def unknown_rows(self) -> Iterator[Disagreement]:
         """Jobs in a step or state that this version does not know."""
-        for row in self._rows():
-            if not _is_known(row):
-                yield Disagreement(
-                    "ledger", f"job {row['id'][:8]} is in a step or state that nobody here knows",
-                    "Another version of segnode has written it: run that one, or a newer one.",
-                )  # fmt: skip
+        for job_id in self._ids(~_KNOWN):
+            yield Disagreement(
+                "ledger", f"job {job_id[:8]} is in a step or state that nobody here knows",
+                "Another version of segnode has written it: run that one, or a newer one.",
+            )  # fmt: skip
 
     def leases(self) -> Iterator[Disagreement]:
         """Jobs that run and whose worker is not there."""
-        now = self.database.clock()
-        running = [row for row in self._rows() if row["state"] == State.RUNNING]
-        lost = [row["id"] for row in running if row["lease_until"] is None]
+        running = JOBS.c.state == State.RUNNING
+        lost = self._ids(running, JOBS.c.lease_until.is_(None))
         if lost:
             yield Disagreement(
                 "ledger", f"{_some(lost, 'job')} running without a lease",
                 "given one that has run out: the next sweep queues them again",
                 partial(self._end_leases, lost),
             )  # fmt: skip
-        unswept = [r for r in running if r["lease_until"] and r["lease_until"] < now - _UNSWEPT_S]
+        # 0 is what the repair has given.
+        over = JOBS.c.lease_until.between(1, self.database.clock() - _UNSWEPT_S)
+        unswept = self._ids(running, over)
         if unswept:
             yield Disagreement(
                 "ledger", f"{_some(unswept, 'job')} whose lease ran out unseen by a sweep",
@@ -217,10 +222,7 @@ class Reconciler:
         """Messages that would wake nobody, or make a compute worker run for nothing."""
         waiting: list[bytes] = self.broker.lrange(self.compute_queue, 0, -1)  # type: ignore[assignment]
         counts = {queue: int(self.broker.llen(queue)) for queue in self.queues}
-        jobs = self._jobs()
-        wanted = {
-            job.id for job in jobs if job.state is State.RUNNING and job.step is StepName.INFER
-        }
+        wanted = set(self._ids(JOBS.c.state == State.RUNNING, JOBS.c.step == StepName.INFER))
         useless = [one for one in waiting if _job_of_message(one) not in wanted]
         if useless:
             yield Disagreement(
@@ -228,7 +230,7 @@ class Reconciler:
                 f"{_some(useless, 'message')} in the compute queue for jobs that do not wait there",
                 "taken out", partial(self._take_out, useless),
             )  # fmt: skip
-        open_jobs = sum(job.state not in _ENDED for job in jobs)
+        open_jobs = len(self._ids(_OPEN))
         for queue, count in counts.items():
             if queue != self.compute_queue and count > open_jobs + _MANY_MESSAGES:
                 yield Disagreement(
@@ -240,20 +242,19 @@ class Reconciler:
     def folders(self) -> Iterator[Disagreement]:
         """Working data of no job, and jobs without theirs."""
         folders = set(self.artifacts.folders())
-        nobodys = sorted(folders - {row["id"] for row in self._rows()})
+        nobodys = sorted(folders.difference(self._ids()))
         if nobodys:
             yield Disagreement(
                 "artifacts and ledger", f"{_some(nobodys, 'folder')} of no job", "deleted",
                 partial(_each, self.artifacts.delete, [(f"{one}/",) for one in nobodys]),
             )  # fmt: skip
-        for job in self._jobs():
-            open_there = job.state not in _ENDED and job.step in _READS_DEIDENTIFIED
-            if open_there and not self.artifacts.names(f"{job.id}/instances/"):
+        for job_id in self._ids(_OPEN, JOBS.c.step.in_(_READS_DEIDENTIFIED)):
+            if not self.artifacts.names(f"{job_id}/instances/"):
                 yield Disagreement(
                     "artifacts and ledger",
-                    f"the de-identified instances of job {job.id[:8]} are gone",
+                    f"the de-identified instances of job {job_id[:8]} are gone",
                     f"They are made again when its step runs. If it stands: `segnode retry "
-                    f"{job.id[:8]}`.",
+                    f"{job_id[:8]}`.",
                     grave=False,
                 )
 
@@ -265,8 +266,7 @@ class Reconciler:
             for record in self.vault.names(study)
             if record.startswith("outbound-")
         ]
-        rows = self._rows()
-        needed = {row["id"] for row in rows if row["state"] not in _OVER}
+        needed = set(self._ids(JOBS.c.state.not_in(_OVER)))
         useless = [one for one in outbound if one[1].split("-")[1] not in needed]
         if useless:
             yield Disagreement(
@@ -274,11 +274,9 @@ class Reconciler:
                 f"{_some(useless, 'outbound object')} of jobs that deliver nothing any more",
                 "deleted", partial(_each, self.vault.delete, useless),
             )  # fmt: skip
-        for job in map(job_of, filter(_is_known, rows)):
+        for job in self._jobs(_OPEN, JOBS.c.step.in_(_NEEDS_CROSSWALK)):
             crosswalk = job.facts.get("crosswalk")
-            if job.state in _ENDED or job.step not in _NEEDS_CROSSWALK or not crosswalk:
-                continue
-            if crosswalk not in self.vault.names(job.facts["study"]):
+            if crosswalk and crosswalk not in self.vault.names(job.facts["study"]):
                 yield Disagreement(
                     "vault and ledger",
                     f"the crosswalk of job {job.id[:8]} is not in the vault: its results cannot "
@@ -289,15 +287,14 @@ class Reconciler:
 
     def results(self) -> Iterator[Disagreement]:
         """Results that a PACS has proven to keep, and does not have any more: a sample."""
-        jobs = self._jobs()
-        confirmed = [job for job in jobs if job.state is State.CONFIRMED]
-        newest = sorted(confirmed, key=lambda job: job.updated_at, reverse=True)[:_SAMPLE]
+        confirmed = sa.and_(_KNOWN, JOBS.c.state == State.CONFIRMED)
+        newest = list(self._jobs(JOBS.c.id.in_(self._ids(confirmed, newest=_SAMPLE))))
         for name, pacs in self.destinations.items():
             for job in newest:
                 delivery = read_deliveries(job).get(name)
                 if delivery is None or delivery.state is not DeliveryState.CONFIRMED:
                     continue
-                if name in replaced_at(job, jobs):
+                if name in replaced_at(job, self._jobs(_KNOWN, JOBS.c.series_id == job.series_id)):
                     continue  # it hides them because it was told to
                 try:
                     missing = self._missing(job, name, pacs)
@@ -325,18 +322,19 @@ class Reconciler:
             for uid in uids - pacs.find_instances(study, series)
         }
 
-    def _rows(self) -> list[RowMapping]:
+    def _ids(self, *conditions: sa.ColumnElement[bool], newest: int | None = None) -> list[str]:
+        """The jobs that fulfil all conditions, those that changed last first."""
+        query = sa.select(JOBS.c.id).where(*conditions).order_by(JOBS.c.updated_at.desc())
         with self.database.transaction() as tx:
-            return [row._mapping for row in tx.execute(sa.select(JOBS))]
+            return list(tx.scalars(query.limit(newest)))
 
-    def _jobs(self) -> list[Job]:
-        """Every job that this version understands."""
-        return [job_of(row) for row in self._rows() if _is_known(row)]
-
-    def _arrivals(self) -> dict[str, bool]:
-        with self.database.transaction() as tx:
-            rows = tx.execute(sa.select(ARRIVALS.c.series_id, ARRIVALS.c.quiet)).all()
-        return {row.series_id: bool(row.quiet) for row in rows}
+    def _jobs(self, *conditions: sa.ColumnElement[bool]) -> Iterator[Job]:
+        """The same, whole. A job remembers every instance it has seen: few are read at once."""
+        for some in in_parts(self._ids(*conditions)):
+            query = sa.select(JOBS).where(JOBS.c.id.in_(some), *conditions)
+            with self.database.transaction() as tx:
+                rows = tx.execute(query.order_by(JOBS.c.updated_at.desc())).all()
+            yield from (job_of(row._mapping) for row in rows)
 
     def _note_arrived(self, series_ids: Sequence[str]) -> None:
         now = self.database.clock()
@@ -357,10 +355,6 @@ class Reconciler:
 def _each(do: Callable[..., object], arguments: Sequence[tuple[str, ...]]) -> None:
     for some in arguments:
         do(*some)
-
-
-def _is_known(row: RowMapping) -> bool:
-    return row["step"] in _STEPS and row["state"] in _STATES
 
 
 def _job_of_message(message: bytes) -> Any:

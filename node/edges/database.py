@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,11 @@ def upsert(
     changed = tx.execute(sa.update(table).where(where).values(**values))
     if insert and changed.rowcount == 0:
         tx.execute(sa.insert(table).values(**key, **values))
+
+
+def in_parts(ids: Sequence[str], size: int = 500) -> Iterator[Sequence[str]]:
+    """For ``IN``: SQLite takes a limited number of values in one query."""
+    return (ids[start : start + size] for start in range(0, len(ids), size))
 
 
 @contextmanager

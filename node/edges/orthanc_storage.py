@@ -10,7 +10,7 @@ is lost.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ _IMPORT = {"X-Segnode-Import": "1"}
 _GIVE_UP_AFTER = 3
 #: 600 instances take a second. Who deletes holds the ledger, which others wait for (30 s).
 _DELETION_TIMEOUT_S = 15.0
+#: So many series, with the ids of thousands of instances each, are in memory at once.
+_PAGE = 200
 
 
 @dataclass(frozen=True)
@@ -168,17 +170,20 @@ class OrthancStorage:
         except Rejected:
             return frozenset()
 
-    def series(self) -> dict[str, tuple[str, frozenset[str]]]:
-        """Id of every series → id of its study, ids of its instances."""
-        found: dict[str, tuple[str, frozenset[str]]] = {}
+    def series(self) -> Iterator[Mapping[str, frozenset[str]]]:
+        """Id of every series → ids of its instances, a few hundred series at once.
+
+        Who looks while others are deleted may miss one, and finds it the next time.
+        """
+        since = 0
         while True:
             page = self._orthanc.request(
-                "GET", "/series", params={"expand": "", "since": len(found), "limit": 1000}
+                "GET", "/series", params={"expand": "", "since": since, "limit": _PAGE}
             ).json()
-            for one in page:
-                found[one["ID"]] = (one["ParentStudy"], frozenset(one["Instances"]))
-            if len(page) < 1000:
-                return found
+            yield {one["ID"]: frozenset(one["Instances"]) for one in page}
+            if len(page) < _PAGE:
+                return
+            since += _PAGE
 
     def _restore(self, names: Sequence[str]) -> list[Restored]:
         done: list[Restored] = []

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from node import log
 from node.edges import journal
 from node.edges.artifacts import FolderArtifacts
-from node.edges.database import Database
+from node.edges.database import Database, in_parts
 from node.edges.journal import Chain
 from node.edges.ledger_tables import ARRIVALS, JOBS, LOST, job_of
 from node.errors import NoMatchingModel
@@ -176,14 +176,14 @@ class Retention:
         yield from self._jobs(sorted(kept), JOBS.c.state != State.CONFIRMED)
 
     def _jobs(self, ids: Sequence[str], *conditions: sa.ColumnElement[bool]) -> Iterator[Job]:
-        for some in _in_parts(ids):
+        for some in in_parts(ids):
             with self._database.transaction() as tx:
                 rows = tx.execute(sa.select(JOBS).where(JOBS.c.id.in_(some), *conditions)).all()
             yield from (job_of(row._mapping) for row in rows)
 
     def _jobs_of_series(self, series_ids: Sequence[str]) -> Iterator[tuple[str, list[Job]]]:
         """Series with their jobs, a few hundred in memory at once."""
-        for some in _in_parts(series_ids):
+        for some in in_parts(series_ids):
             found: dict[str, list[Job]] = defaultdict(list)
             with self._database.transaction() as tx:
                 for row in tx.execute(sa.select(JOBS).where(JOBS.c.series_id.in_(some))):
@@ -195,11 +195,6 @@ class Retention:
     def _note(self, event: Event, job: Job) -> None:
         journal.note(self._database, "retention", event, job)
         log.get().info(str(event), job_id=job.id, state=str(job.state))
-
-
-def _in_parts(ids: Sequence[str], size: int = 500) -> Iterator[Sequence[str]]:
-    """SQLite takes a limited number of values in one query."""
-    return (ids[start : start + size] for start in range(0, len(ids), size))
 
 
 def _told(job: Job) -> bool:

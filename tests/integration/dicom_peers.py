@@ -30,14 +30,18 @@ LABEL_MAP_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.7"
 
 
 def ct_instance(
-    number: int, *, syntax: str = ExplicitVRLittleEndian, sop_class: str = CTImageStorage
+    number: int,
+    *,
+    syntax: str = ExplicitVRLittleEndian,
+    sop_class: str = CTImageStorage,
+    series: str = SERIES,
 ) -> bytes:
     """One CT slice as a Part 10 stream."""
     instance = Dataset()
     instance.file_meta = FileMetaDataset()
     instance.SOPClassUID = sop_class
     instance.SOPInstanceUID = f"2.25.{7000 + number}"
-    instance.StudyInstanceUID, instance.SeriesInstanceUID = STUDY, SERIES
+    instance.StudyInstanceUID, instance.SeriesInstanceUID = STUDY, series
     instance.PatientID, instance.PatientName = "PSEUDO1", "PSEUDO^ONE"
     instance.Modality = "CT"
     instance.InstanceNumber = number

@@ -20,6 +20,7 @@ from dicom_peers import ct_instance
 from anonymizer.keys import Keyring
 from anonymizer.vault import FolderRecords, Vault
 from node import tables
+from node.edges import orthanc_storage
 from node.edges.arrivals import Arrivals, Cursor
 from node.edges.artifacts import FolderArtifacts
 from node.edges.celery_app import COMPUTE_QUEUE, INFER, celery_app
@@ -163,6 +164,32 @@ def test_a_series_with_an_instance_that_no_job_has_seen_is_looked_at_again(parts
     assert parts.waiting_series() == [job.series_id]
 
 
+@pytest.mark.parametrize("series_at_once", [1, 2, 3])
+def test_every_series_is_looked_at_however_many_are_read_at_once(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, series_at_once: int
+) -> None:
+    """A month of a hospital does not fit into memory: Orthanc and ledger are read in parts."""
+    monkeypatch.setattr(orthanc_storage, "_PAGE", series_at_once)
+    with OrthancServer(tmp_path / "own") as own:
+        for number in range(4):
+            own.upload(ct_instance(number, series=f"2.25.{number}"))
+        parts.orthanc = own
+        known, unseen, *unknown = own.get("/series").json()
+        arrivals = Arrivals(parts.ledger.database)
+        whole = own.get(f"/series/{known}").json()["Instances"]
+        for one, seen in ((known, whole), (unseen, ["1"])):
+            arrivals.record("orthanc", Cursor(1), {one: None})
+            assert parts.ledger.open_jobs(one, "study", seen)
+        with parts.ledger.database.transaction() as tx:
+            tx.execute(sa.update(JOBS).values(state=State.CONFIRMED))
+        never, some = parts.found()
+        assert never.found == "2 received series never noted as arrived"
+        assert some.found == "1 series with instances that no job has seen"
+        mended(never)
+        mended(some)
+        assert sorted(parts.waiting_series()) == sorted([unseen, *unknown])
+
+
 def test_a_job_whose_instances_were_deleted_in_orthanc_is_named(parts: Parts) -> None:
     """Only a person can send them again."""
     job = parts.job(State.WAITING, StepName.RECEIVE)
@@ -276,7 +303,8 @@ def test_an_instance_without_its_file_leaves_the_index(parts: Parts, tmp_path: P
         uuid = own.get(f"/instances/{instance_id}/attachments/dicom/info").json()["Uuid"]
         own.kill()
         (own.storage / uuid[:2] / uuid[2:4] / uuid).unlink()
-        (own.storage / uuid[:2] / uuid[2:4] / ("0" + uuid[1:])).write_bytes(ct_instance(2))
+        another = ("1" if uuid[0] == "0" else "0") + uuid[1:]
+        (own.storage / uuid[:2] / uuid[2:4] / another).write_bytes(ct_instance(2))
         own.start()
         parts.orthanc = own
         parts.job(State.CONFIRMED, StepName.CONFIRM)
