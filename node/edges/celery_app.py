@@ -48,7 +48,8 @@ def celery_app(name: str, broker_url: str) -> Celery:
             "socket_keepalive": True,
             "socket_timeout": _TIMEOUT_S,
             "socket_connect_timeout": _TIMEOUT_S,
-            "retry_on_timeout": True,
+            # Never ``retry_on_timeout``: it has redis-py repair a broken subscription while kombu
+            # reads from it, and then wait for a message for ever. The worker takes nothing more.
         },
         broker_connection_max_retries=None,
     )

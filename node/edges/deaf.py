@@ -1,7 +1,8 @@
 """A worker that takes nothing although messages wait for it: it is ended, and so started again.
 
-Seen once in some fifty restarts of Redis: the connection was made anew, and nothing was taken any
-more. Celery does not notice that, and the messages that wait look like work in good hands.
+Celery's event loop has stood still after a lost connection before (one cause: see
+``broker_transport_options`` in :mod:`node.edges.celery_app`). Celery does not notice that, and the
+messages that wait look like work in good hands.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from celery.signals import worker_ready
 from kombu.exceptions import OperationalError
@@ -28,7 +30,7 @@ def end_when_deaf(
     ``messages_in`` as :func:`node.edges.celery_app.message_counter` gives it.
     """
 
-    def watch(**_: object) -> None:
+    def watch(sender: Any, **_: object) -> None:
         from celery.worker import state
 
         def idle() -> bool:
@@ -37,7 +39,7 @@ def end_when_deaf(
         def taken() -> int:
             return sum(state.total_count.values())
 
-        arguments = (tuple(queues), messages_in, idle, taken, every_s)
+        arguments = (tuple(queues), messages_in, idle, taken, sender.hub.call_soon, every_s)
         threading.Thread(target=_watch, args=arguments, name="hearing", daemon=True).start()
 
     worker_ready.connect(watch, weak=False)
@@ -48,18 +50,23 @@ def _watch(
     messages_in: Callable[[str], int],
     idle: Callable[[], bool],
     taken: Callable[[], int],
+    call_soon: Callable[[Callable[[], None]], object],
     every_s: float,
 ) -> None:
     # Looks are counted, not seconds: who was stopped for a while has not looked.
     pause, missed, before = threading.Event(), 0, taken()
     while missed < _LOOKS:
+        loop_runs = threading.Event()
+        call_soon(loop_runs.set)
         pause.wait(every_s)
         try:
             waits = any(messages_in(queue) for queue in queues)
         except OperationalError:
             waits = False
         now = taken()
-        missed = missed + 1 if waits and idle() and now == before else 0
+        # A loop that stands still knows of no task that it is done.
+        free = idle() or not loop_runs.is_set()
+        missed = missed + 1 if waits and free and now == before else 0
         before = now
     log.get().error("the worker takes no messages; it ends and is started again")
     # As a worker that was killed: its pool children end, and its steps are begun again.
