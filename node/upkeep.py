@@ -8,6 +8,7 @@ import redis
 
 from node.edges.celery_app import COMPUTE_QUEUE, DELIVERY_QUEUES, HOSPITAL_QUEUES
 from node.edges.chores import Chore, Chores
+from node.edges.lost_instances import LostInstances
 from node.edges.retention import Keep, Retention
 from node.edges.space import Forecast, SpaceLog
 from node.pipeline.reidentify import original_study_instance_uid
@@ -20,10 +21,17 @@ _DAY_S = 86400.0
 def chores(hospital: Hospital) -> Chores:
     """What the watch does now and then."""
     storage, freeing = hospital.orthanc_storage, retention(hospital)
+    lost = LostInstances(hospital.ledger.database, storage)
     space = space_log(hospital)
+
+    def restore() -> None:
+        storage.restore()
+        # At once: until then Orthanc answers success to whoever sends them again.
+        lost.take_out(storage.state().fileless)
+
     return Chores(
         [
-            Chore("restore", 30.0, storage.restore),
+            Chore("restore", 30.0, restore),
             Chore("space", 600.0, lambda: space.add(storage.state().disks)),
             Chore("free working data", 120.0, freeing.free_working_data),
             Chore("delete received", 3600.0, freeing.delete_received),

@@ -62,7 +62,7 @@ class StorageState:
         Files of which no instance can be made; kept for a person.
     fileless
         Ids of instances that the index has and whose file was gone when Orthanc started; one that
-        came again is not among them.
+        has left the index since is not among them.
     """
 
     disks: tuple[Disk, ...]

@@ -301,11 +301,11 @@ class Leftovers:
             connection.close()
 
     def fileless(self):
-        """Ids of instances whose file was gone at the start, and that have not come again."""
+        """Ids of instances in the index whose file was gone at the start."""
         return sorted(self._fileless)
 
-    def arrived(self, instance_id):
-        """Orthanc has stored it: whatever was known of its file is over."""
+    def deleted(self, instance_id):
+        """It has left the index, and may come again."""
         self._fileless.discard(instance_id)
 
     def listed(self, folder):
@@ -495,8 +495,8 @@ def connect():
     arrivals = {orthanc.ChangeType.NEW_INSTANCE, orthanc.ChangeType.ORTHANC_STARTED}
 
     def on_change(change, _level, resource):
-        if change == orthanc.ChangeType.NEW_INSTANCE:
-            leftovers.arrived(resource)
+        if change == orthanc.ChangeType.DELETED:
+            leftovers.deleted(resource)
         if change in arrivals:
             nudger.nudge()
 

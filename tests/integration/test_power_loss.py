@@ -31,6 +31,7 @@ from tests.running_node import (
     DEMO_CT,
     SOME_SLICES,
     RunningNode,
+    Study,
     made_up_study,
     segmentations,
 )
@@ -260,12 +261,12 @@ def test_an_instance_without_its_file_is_named_and_can_be_sent_again(
     storage = storage_of(orthanc)
     assert storage.state().fileless == (gone,)
     storage.delete_instance(gone)
-    sent(orthanc, tmp_path / "ct", range(3))
-    assert len(orthanc.get(f"/instances/{gone}/file").content) > 1000
     until = time.monotonic() + 30
     while storage.state().fileless:  # Orthanc tells its plugins a moment later
         assert time.monotonic() < until
         time.sleep(0.05)
+    sent(orthanc, tmp_path / "ct", range(3))
+    assert len(orthanc.get(f"/instances/{gone}/file").content) > 1000
 
 
 def test_a_disk_that_is_not_mounted_loses_nothing(orthanc: OrthancServer, tmp_path: Path) -> None:
@@ -323,3 +324,23 @@ def test_a_node_whose_index_is_lost_in_mid_work_sends_the_result_back_to_the_sen
         assert len(segmentations(pacs, study)) == 1
         assert len(node.jobs_of(study)) == 1
         assert len(node.orthanc("/instances").json()) == len(study.files)
+        _is_whole_again_after_a_file_was_lost(node, study)
+        assert len(segmentations(pacs, study)) == 1
+        assert len(node.jobs_of(study)) == 1
+
+
+def _is_whole_again_after_a_file_was_lost(node: RunningNode, study: Study) -> None:
+    """A disk has lost it while nothing ran; the node makes room for it, and it is sent again."""
+    lost = node.orthanc("/instances").json()[0]
+    uuid = node.orthanc(f"/instances/{lost}/attachments/dicom/info").json()["Uuid"]
+    node.segnode("down")
+    (node.var / "orthanc" / "storage" / uuid[:2] / uuid[2:4] / uuid).unlink()
+    node.segnode("up")
+    until = time.monotonic() + 60
+    while lost in node.orthanc("/instances").json():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    said = node.segnode("doctor", check=False)
+    assert "1 received instance of series" in " ".join(said.split())
+    node.receive(study)
+    assert len(node.orthanc(f"/instances/{lost}/file").content) > 1000
