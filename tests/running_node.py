@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,8 +273,9 @@ def descendants(pid: int) -> list[int]:
     """Process ids of all children, and theirs."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            found += [int(child), *descendants(int(child))]
+        with suppress(OSError):  # it has ended meanwhile
+            for child in task.read_text().split():
+                found += [int(child), *descendants(int(child))]
     return found
 
 
