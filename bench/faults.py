@@ -4,6 +4,7 @@
     bench/faults.py --trials 200 --seed 1000    seeds 1000 to 1199, each fault in turn
     bench/faults.py --seed 1017 --trials 1      that trial again
     bench/faults.py --only "kill orthanc"       one fault, or several
+    bench/faults.py --postgresql                with PostgreSQL for the ledger, and its faults
 
 A trial sends three to five studies from two PACS (an Orthanc, and one made with pynetdicom) to a
 node, breaks one thing at a moment of the seed's choice, mends it, and judges: every study that was
@@ -38,6 +39,7 @@ from tests.faults.catalogue import FAULTS
 from tests.faults.site import Site
 from tests.faults.trial import Outcome, Undisturbed, evidence, plain, plan_of, run_trial
 from tests.orthanc_server import REPOSITORY
+from tests.postgres import PostgresCluster
 
 #: Trials that nothing disturbs, before the first: models are loaded, and times are known.
 WARM_UP_SEEDS = (1, 2, 3)
@@ -52,6 +54,7 @@ def trials(
     keep: Path,
     out: Console,
     outcomes: list[Outcome],
+    postgres: PostgresCluster | None = None,
 ) -> None:
     """Add every seed's outcome; a new node for every 40, and for one that a trial left unwell."""
     waiting = list(seeds)
@@ -61,11 +64,11 @@ def trials(
         bar = progress.add_task("starting a node and two PACS", total=len(seeds))
         while waiting:
             number = len(outcomes)
-            with Site(folder / f"site-{number}") as site:
+            with Site(folder / f"site-{number}", postgres=postgres) as site:
                 undisturbed = Undisturbed()
                 possible = [name for name in faults if FAULTS[name].possible(site)]
-                for name in set(faults) - set(possible):
-                    out.print(f"[yellow]left out, this machine does not let us: {name}")
+                for name in sorted(set(faults) - set(possible)):
+                    out.print(f"[yellow]left out, not possible here: {name}")
                 for seed in WARM_UP_SEEDS if not outcomes else WARM_UP_SEEDS[:2]:
                     plan = plan_of(seed, ["none"])
                     run_trial(site, plan, site.folder / f"warm-up-{seed}", undisturbed)
@@ -176,9 +179,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--trials", type=int, default=len(FAULTS))
+    parser.add_argument("--trials", type=int, help="by default, each fault once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="FAULT")
+    parser.add_argument("--postgresql", action="store_true", help="the ledger's database")
     parser.add_argument("--json", type=Path, default=REPOSITORY / "var" / "bench_faults.json")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the node is stopped, too
@@ -186,17 +190,22 @@ def main() -> None:
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     keep = arguments.json.parent / "bench_faults_kept"
     started = time.time()
-    seeds = range(arguments.seed, arguments.seed + arguments.trials)
+    faults = [
+        name for name in arguments.only
+        if FAULTS[name].needs != "PostgreSQL" or arguments.postgresql
+    ]  # fmt: skip
+    seeds = range(arguments.seed, arguments.seed + (arguments.trials or len(faults)))
     outcomes: list[Outcome] = []
     with (
         contextlib.suppress(KeyboardInterrupt, SystemExit),  # what there is, is told
         tempfile.TemporaryDirectory(prefix="segnode-faults-", ignore_cleanup_errors=True) as name,
+        PostgresCluster() if arguments.postgresql else contextlib.nullcontext() as postgres,
     ):
-        trials(seeds, arguments.only, Path(name), keep, out, outcomes)
+        trials(seeds, faults, Path(name), keep, out, outcomes, postgres)
     out.print(summary(outcomes))
     out.print(recovery(outcomes), highlight=False, soft_wrap=True)
-    if len(outcomes) < arguments.trials:
-        out.print(f"[red]stopped after {len(outcomes)} of {arguments.trials} trials")
+    if len(outcomes) < len(seeds):
+        out.print(f"[red]stopped after {len(outcomes)} of {len(seeds)} trials")
     wrong = [outcome for outcome in outcomes if outcome.all_problems]
     document = {
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)),
@@ -209,7 +218,7 @@ def main() -> None:
     out.print(f"Written to {arguments.json}, and the table beside it")
     for outcome in wrong:
         out.print(f"[red]wrong:[/red] bench/faults.py --seed {outcome.seed} --trials 1")
-    sys.exit(1 if wrong or len(outcomes) < arguments.trials else 0)
+    sys.exit(1 if wrong or len(outcomes) < len(seeds) else 0)
 
 
 if __name__ == "__main__":

@@ -30,14 +30,27 @@ class PostgresCluster:
         # A test's cluster may lose its data: no file is synced.
         self._run("initdb", "--auth=trust", "--username=segnode", "--no-sync", "--encoding=UTF8",
                   "--no-locale", "-D", f"{self._folder}/data")  # fmt: skip
-        options = f"-c listen_addresses='' -c unix_socket_directories={self._folder} -c fsync=off"
-        self._run("pg_ctl", "-D", f"{self._folder}/data", "-o", options,
-                  "-l", f"{self._folder}/log", "-w", "start")  # fmt: skip
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._run("pg_ctl", "-D", f"{self._folder}/data", "-m", "immediate", "-w", "stop")
+        self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def start(self) -> None:
+        """Begin, or begin again after :meth:`kill`."""
+        options = f"-c listen_addresses='' -c unix_socket_directories={self._folder} -c fsync=off"
+        self._run("pg_ctl", "-D", f"{self._folder}/data", "-o", options,
+                  "-l", f"{self._folder}/log", "-w", "start")  # fmt: skip
+
+    def kill(self) -> None:
+        """End at once, every connection cut; what was committed is there at the next start."""
+        self._run("pg_ctl", "-D", f"{self._folder}/data", "-m", "immediate", "-w", "stop")
+
+    @property
+    def pid(self) -> int:
+        """The process id of the first of its processes."""
+        return int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
 
     def database(self) -> str:
         """The SQLAlchemy URL of a new, empty database."""

@@ -15,7 +15,7 @@ from typing import Literal
 import redis
 
 from tests.faults.archive import Mood
-from tests.faults.site import Site, kill
+from tests.faults.site import Site, freeze, kill
 
 Mend = Callable[[], None]
 #: When the fault comes: some time in a study's life, before anything is sent, or while there is
@@ -45,13 +45,17 @@ class Fault:
     lasts_s: tuple[float, float] = (0, 0)
     hit: Callable[[Site], bool] | None = None
     single_kill: bool = False
-    needs: Literal["", "small disks", "clock"] = ""
+    needs: Literal["", "small disks", "clock", "PostgreSQL"] = ""
 
     def possible(self, site: Site) -> bool:
         """Whether this machine lets us."""
-        if self.needs == "small disks":
-            return site.small_disks
-        return self.needs != "clock" or site.clock_file is not None
+        has = {
+            "": True,
+            "small disks": site.small_disks,
+            "clock": site.clock_file is not None,
+            "PostgreSQL": site.postgres is not None,
+        }
+        return has[self.needs]
 
 
 def _nothing() -> None:
@@ -122,6 +126,17 @@ def _up_again(site: Site) -> None:
 def _pacs_killed(site: Site, rng: random.Random) -> Mend:
     site.hospital.kill()
     return site.restart_hospital
+
+
+def _postgres_killed(site: Site, rng: random.Random) -> Mend:
+    assert site.postgres is not None
+    site.postgres.kill()
+    return site.postgres.start
+
+
+def _postgres_frozen(site: Site, rng: random.Random) -> Mend:
+    assert site.postgres is not None
+    return freeze(site.postgres.pid)
 
 
 # -- the network -------------------------------------------------------------------------------
@@ -285,5 +300,7 @@ FAULTS: Mapping[str, Fault] = {
         Fault("artifact gone", _artifact_spoiled("gone"), "working"),
         Fault("clock an hour ahead", _clock(3600), lasts_s=(2, 6), needs="clock"),
         Fault("clock an hour behind", _clock(-3600), lasts_s=(2, 6), needs="clock"),
+        Fault("kill PostgreSQL", _postgres_killed, lasts_s=(0.2, 10), needs="PostgreSQL"),
+        Fault("freeze PostgreSQL", _postgres_frozen, lasts_s=(2, 15), needs="PostgreSQL"),
     )
 }  # fmt: skip

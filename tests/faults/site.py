@@ -39,6 +39,7 @@ from tests.faults.archive import Archive
 from tests.faults.wire import Wire
 from tests.orthanc_server import REPOSITORY, OrthancServer
 from tests.phantoms import ct_series
+from tests.postgres import PostgresCluster
 from tests.running_node import RunningNode, Study, descendants, made_up_study
 
 #: Small disks, so that they can be filled in a moment.
@@ -99,8 +100,17 @@ class Sent:
 class Site:
     """Start everything once; each trial sends studies of its own."""
 
-    def __init__(self, folder: Path, *, small_disks: bool = True, clock: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        small_disks: bool = True,
+        clock: bool = True,
+        postgres: PostgresCluster | None = None,
+    ) -> None:
+        """The ledger is SQLite, or a new database of ``postgres``."""
         self.folder = folder
+        self.postgres = postgres
         self.small_disks = small_disks and os.geteuid() == 0
         self.clock_file = folder / "clock" if clock and shutil.which("cc") else None
         #: Template → digest of the pixels of its Segmentation, as an undisturbed run made it.
@@ -124,6 +134,9 @@ class Site:
             _template(self.folder / f"template-{number}", position)
             for number, position in enumerate(("HFS", "FFS"))
         ]
+        settings = {**_SETTINGS, **self._wrong_clock()}
+        if self.postgres:
+            settings["SEGNODE_LEDGER_URL"] = self.postgres.database()
         ports = RunningNode.free_ports()
         self.archive = self._stack.enter_context(Archive(ports["dicom"]))
         self.hospital = self._stack.enter_context(
@@ -141,7 +154,7 @@ class Site:
             self.wire,
             ports,
             more=_MORE.format(archive=self.archive.dicom_port),
-            environment={**_SETTINGS, **self._wrong_clock()},
+            environment=settings,
         )
         if self.small_disks:
             for path, mib in ((self.node.var, VAR_MIB), (self.artifacts, ARTIFACTS_MIB)):
@@ -149,7 +162,8 @@ class Site:
         self._stack.callback(self._end_what_is_left)
         self._stack.enter_context(self.node)
         self.supervisor = Supervisor(self.node.var)
-        self._ledger = Ledger(f"sqlite:///{self.node.var / 'ledger.sqlite'}")
+        in_var = f"sqlite:///{self.node.var / 'ledger.sqlite'}"
+        self._ledger = Ledger(settings.get("SEGNODE_LEDGER_URL", in_var))
 
     @property
     def recovery_s(self) -> float:
@@ -233,10 +247,7 @@ class Site:
 
     def freeze_group(self, name: str) -> Callable[[], None]:
         """SIGSTOP a program with all its descendants; what lets them go on."""
-        first = self.pid(name)
-        frozen = [first, *descendants(first)]
-        kill(frozen, signal.SIGSTOP)
-        return lambda: kill(frozen, signal.SIGCONT)
+        return freeze(self.pid(name))
 
     def kill_everything(self) -> None:
         """SIGKILL every process of the node, as a power cut would."""
@@ -317,6 +328,13 @@ def kill(pids: Sequence[int], with_signal: signal.Signals = signal.SIGKILL) -> N
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, with_signal)
+
+
+def freeze(first: int) -> Callable[[], None]:
+    """SIGSTOP a process with all its descendants; what lets them go on."""
+    frozen = [first, *descendants(first)]
+    kill(frozen, signal.SIGSTOP)
+    return lambda: kill(frozen, signal.SIGCONT)
 
 
 def digest_of(result: Dataset) -> str:
