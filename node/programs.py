@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -155,9 +156,14 @@ def run_compute(settings: ComputeSettings) -> None:
 def _run_celery(
     app: Celery, broker_url: str, name: str, queues: tuple[str, ...], processes: int
 ) -> None:
+    from celery.signals import worker_before_create_process
+
     from node.edges.deaf import end_when_deaf
 
     end_when_deaf(queues, message_counter(broker_url))
+    # The collector writes to each object it looks at: a child's first full collection would make
+    # copies of all pages that it shares with its parent (50 MiB in each of a hospital's children).
+    worker_before_create_process.connect(lambda **_: gc.freeze(), weak=False)
     app.worker_main(
         [
             "worker",
