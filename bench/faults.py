@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import signal
 import sys
 import tempfile
@@ -182,7 +183,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="by default, each fault once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="FAULT")
-    parser.add_argument("--postgresql", action="store_true", help="the ledger's database")
+    parser.add_argument("--postgresql", action="store_true", help="keep the ledger in PostgreSQL")
     parser.add_argument("--json", type=Path, default=REPOSITORY / "var" / "bench_faults.json")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the node is stopped, too
@@ -210,14 +211,19 @@ def main() -> None:
     document = {
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)),
         "machine": f"{os.cpu_count()} cores, {platform.platform()}",
+        "ledger": "PostgreSQL" if arguments.postgresql else "SQLite",
         "minutes": round((time.time() - started) / 60, 1),
         "trials": [plain(outcome) for outcome in outcomes],
     }
     arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     arguments.json.with_suffix(".md").write_text(markdown(outcomes))
     out.print(f"Written to {arguments.json}, and the table beside it")
+    # The seed draws among the faults of this run: those belong to the replay.
+    again = " --postgresql" * arguments.postgresql
+    if arguments.only != list(FAULTS):
+        again += " --only " + shlex.join(arguments.only)
     for outcome in wrong:
-        out.print(f"[red]wrong:[/red] bench/faults.py --seed {outcome.seed} --trials 1")
+        out.print(f"[red]wrong:[/red] bench/faults.py --seed {outcome.seed} --trials 1{again}")
     sys.exit(1 if wrong or len(outcomes) < len(seeds) else 0)
 
 

@@ -48,7 +48,7 @@ class Fault:
     needs: Literal["", "small disks", "clock", "PostgreSQL"] = ""
 
     def possible(self, site: Site) -> bool:
-        """Whether this machine lets us."""
+        """Whether this machine lets us, and this site has what it takes."""
         has = {
             "": True,
             "small disks": site.small_disks,
